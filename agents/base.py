@@ -1,0 +1,74 @@
+"""What source agents share: which lanes a reset means, and epsilon noise that remembers what was intended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium.spaces import Discrete
+
+from icrl.interfaces import Array, Decision, Step, TaskVectorEnv, UserError
+from icrl.seeding import LaneStreams
+
+
+class Stateless:
+    """The two calls of an agent that learns nothing."""
+
+    def reset(self, lanes: int | Sequence[int] | Array) -> None:
+        """Nothing to forget."""
+
+    def observe(self, step: Step) -> None:
+        """Nothing to learn."""
+
+
+def lanes_of_reset(lanes: int | Sequence[int] | Array, num_lanes: int) -> slice | Array:
+    """The index of the lanes that a reset means, in arrays with ``num_lanes`` rows.
+
+    Raises UserError for another number of lanes than the agent was made for.
+    """
+    if isinstance(lanes, int | np.integer):
+        if lanes != num_lanes:
+            raise UserError(
+                f"reset for {lanes} lanes, but this agent was made for {num_lanes}: make one for this environment"
+            )
+        return slice(None)
+    return np.asarray(lanes, np.intp)
+
+
+def num_actions(env: TaskVectorEnv, who: str) -> int:
+    """Number of actions. Raises UserError, naming ``who``, where actions are not discrete."""
+    if not isinstance(env.single_action_space, Discrete):
+        raise UserError(
+            f"{who} needs discrete actions, this family has {env.single_action_space}: choose another source"
+        )
+    return int(env.single_action_space.n)
+
+
+def check_probability(who: str, **values: float) -> None:
+    """Raises UserError, naming ``who`` and the option, for a value outside [0, 1]."""
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{who}'s {key} is {value}: expected a probability, 0 to 1")
+
+
+def epsilon_noise(
+    intended: Array,  # (B,) int
+    epsilon: float | Array,  # scalar or (B,)
+    num_actions: int,
+    streams: LaneStreams,
+    action_mask: Array | None = None,  # (B, A) bool
+) -> Decision:
+    """With probability ``epsilon`` execute a uniform (allowed) action instead of the intended one.
+
+    The log-probability is that of the executed action given the intended one: exact where the intention is a function of the history.
+    """
+    allowed = np.full(len(intended), num_actions) if action_mask is None else action_mask.sum(axis=1)
+    epsilon = np.broadcast_to(np.asarray(epsilon, np.float64), intended.shape)
+    draw = streams.uniform()
+    noisy = draw < epsilon
+    choice = (draw / np.where(noisy, epsilon, 1.0) * allowed).astype(np.int64)  # one draw decides both
+    if action_mask is not None:
+        choice = (np.cumsum(action_mask, axis=1) > choice[:, None]).argmax(axis=1)
+    action = np.where(noisy, choice, intended)
+    prob = epsilon / allowed + np.where(action == intended, 1.0 - epsilon, 0.0)
+    return Decision(action, intended, np.log(prob).astype(np.float32))

@@ -1,0 +1,33 @@
+"""In-context reinforcement learning: train a transformer on learning histories, then learn new tasks with its weights frozen.
+
+``icrl.load(run)`` gives the trained agent of a run folder for your own loop. The steps of a run are functions on a recipe:
+``agents.collect.collect``, ``icrl.training.train``, ``icrl.evaluation.evaluate`` and ``icrl.report.build_report``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from icrl.in_context import InContextAgent
+
+
+def load(
+    run: str | Path,
+    *,
+    checkpoint: Literal["best", "latest"] = "best",
+    seed: int = 0,
+    greedy: bool = False,
+    device: str = "cpu",
+) -> InContextAgent:
+    """The in-context agent of a run folder, with its weights frozen and its context empty.
+
+    Call ``reset(number of lanes)``, then ``act(observation)`` and ``observe(step)`` in turn; ``save_context`` and ``restore_context`` keep what it
+    has learned of its tasks. Raises UserError where the run has no checkpoint or a damaged one.
+    """
+    from icrl.checkpoint import load_policy
+    from icrl.in_context import InContextAgent
+
+    policy = load_policy(Path(run), checkpoint, device)[0]
+    return InContextAgent(policy, seed=seed, greedy=greedy)

@@ -1,0 +1,186 @@
+"""Every option of a run: one nested frozen dataclass, a *recipe*. The text under a field is its command-line help.
+
+Families and sources are named as text plus options; the scripts resolve and check them against the family's or source's own
+dataclass before any work. Everything else is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """Which tasks."""
+
+    name: str = "darkroom"
+    """Family by name (see `icrl list families`), or your own as `module:Class`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the family's own dataclass."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Who leaves the histories."""
+
+    name: str = "uniform"
+    """Source by name (see `icrl list sources`), or your own as `module:Class`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the source's own dataclass."""
+    scattered: bool = False
+    """Collect single transitions from uniformly drawn states instead of whole episodes."""
+    weight: float = 1.0
+    """Share of the histories that this source leaves, relative to the other sources."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How learning histories are collected."""
+
+    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+    """The source agents; histories are divided among them by weight."""
+    num_histories: int = 1024
+    """Histories to collect, each of one task and one source."""
+    steps_per_history: int = 300
+    """Length of a history, in environment steps."""
+    shard_histories: int = 512
+    """Histories per shard: rolled side by side and written at once."""
+    workers: int = 2
+    """Processes. The dataset does not depend on it."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone, the same for every objective."""
+
+    layout: Literal["step", "transition"] = "step"
+    """Token layout: one token per step, or context transitions with separate query tokens."""
+    window: int = 300
+    """Longest context, in tokens (one step or one transition each)."""
+    width: int = 64
+    """Width D of the residual stream."""
+    num_layers: int = 4
+    """Transformer blocks."""
+    num_heads: int = 4
+    """Attention heads."""
+    head_width: int = 0
+    """Width of a head; 0: model.width / model.num_heads. Narrower heads make the key-value cache, which bounds the speed of acting, smaller."""
+    mlp_ratio: int = 4
+    """Hidden width of the feed-forward layers over the width."""
+    rotary: bool = True
+    """Rotary positions over the window. Off: no positions."""
+    episode_embedding: bool = True
+    """Add embeddings of the episode within the window and of the step within the episode (layout `step`)."""
+    exact_set: bool = False
+    """Layout `transition`: context tokens see only themselves, so that the order of the context provably does not matter."""
+    dropout: float = 0.0
+    """Dropout on attention output and feed-forward output."""
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads together."""
+        return self.num_heads * self.head_width if self.head_width else self.width
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the policy learns to predict, and from which windows."""
+
+    name: Literal["ad", "dpt"] = "ad"
+    """`ad`: the source's own actions. `dpt`: the optimal action for every prefix of the context."""
+    keep_every: int = 1
+    """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
+    token_mask: float = 0.0
+    """AD: probability that a past token's inputs are hidden in training."""
+    label_smoothing: float = 0.0
+    """AD: label smoothing of the action loss."""
+    intended_labels: bool = True
+    """AD: learn the action that the source meant, where it is known, instead of the executed (noisy) one."""
+    start_fraction: float = 0.7
+    """Share of training windows that start at the beginning of a history; the rest start at any episode of it."""
+    num_queries: int = 0
+    """DPT in layout `transition`: prefixes trained per window; 0 trains all of them."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Windows per batch."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    final_learning_rate: float = 0.05
+    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    beta2: float = 0.99
+    """AdamW's second-moment decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    bf16: bool = False
+    """Autocast matrix products to bfloat16."""
+    compile: bool = False
+    """Compile the training step with torch.compile (needs a C++ compiler on CPU)."""
+    log_every: int = 20
+    """Steps between two log lines."""
+    validate_every: int = 250
+    """Steps between two roll-outs on validation tasks; a checkpoint is written at each."""
+    validation_episodes: int = 4
+    """Episodes per validation roll-out; their mean return chooses the best checkpoint."""
+    validation_lanes: int = 64
+    """Lanes per validation roll-out, spread evenly over the validation tasks."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out evaluation, weights frozen."""
+
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Which tasks; `all` is the three lists one after the other."""
+    family: FamilyConfig | None = None
+    """Evaluate on this family instead of the recipe's; its spaces must be the same."""
+    episodes: int = 40
+    """Episodes per lane, in context."""
+    lanes: int = 60
+    """Lanes per seed, spread evenly over the tasks."""
+    seeds: tuple[int, ...] = (0,)
+    """Evaluation seeds: each repeats the whole evaluation with other random numbers."""
+    mode: Literal["online", "offline"] = "online"
+    """`online`: the context starts empty and grows. `offline`: it is given and fixed."""
+    context: Literal["random", "expert"] = "random"
+    """Offline: uniform transitions, or those of the optimal policy."""
+    context_size: int = 100
+    """Offline: transitions in the context."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
+    baselines: tuple[str, ...] = ("random", "optimal")
+    """Sources to evaluate beside the agent (see `icrl list sources`)."""
+    posterior_pulls: int = 0
+    """Bernoulli bandits: also compare the agent with the exact posterior in every count state up to this many pulls."""
+    hide_rewards: bool = True
+    """Also evaluate the agent with its rewards hidden from the context, which the verdict needs."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run."""
+
+    name: str
+    """Name of the recipe."""
+    description: str
+    """What it shows, in a line."""
+    seed: int = 0
+    """Root seed: every random stream derives from it."""
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluations: tuple[EvaluateConfig, ...] = (EvaluateConfig(),)
+    """Evaluations at the end of the run."""

@@ -1,0 +1,213 @@
+"""Windows cut out of histories for training: whole columns of B windows of T steps, gathered from memory maps.
+
+A window starts at an episode start of one history and never leaves that history (crossing from one task's history into
+the next one's is a known trap of public Algorithm Distillation code; Laskin et al. 2022). With ``keep_every`` = k it joins
+episodes e, e + k, e + 2k, ... so that progress looks k times faster. Where the history ends first, the rest is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icrl.data import schema
+from icrl.data.store import HistoryStore
+from icrl.interfaces import Array, Observation, UserError
+from icrl.seeding import generator
+
+
+@dataclass(frozen=True)
+class Window:
+    """B windows of T steps; entries where ``valid`` is False are zero padding at the end. Dtypes are the store's."""
+
+    observation: Observation  # (B, T, ...)
+    action: Array  # (B, T) or (B, T, action_dim)
+    reward: Array  # (B, T) float32
+    terminated: Array  # (B, T) bool
+    truncated: Array  # (B, T) bool
+    next_observation: Observation  # (B, T, ...) true final observation at the end of an episode
+    target_action: Array | None  # (B, T) or (B, T, action_dim)
+    optimal_action: Array | None  # (B, T) or (B, T, action_dim)
+    behaviour_log_prob: Array | None  # (B, T) float32
+    episode: Array  # (B, T) int16 number of the episode within the window, from 0
+    episode_step: Array  # (B, T) int16 step within the episode, from 0
+    valid: Array  # (B, T) bool
+    history: Array  # (B,) int64 number of the history in the store
+    first_episode: Array  # (B,) int64 number, in its history, of the window's first episode
+    task: Array  # (B,) int64 index into the training tasks
+
+
+class WindowSampler:
+    """Random windows of ``length`` steps; batch ``step`` depends on the seed and its number alone, so resuming needs no state.
+
+    With probability ``start_fraction`` a window starts at the beginning of its history, else at a uniformly drawn episode
+    start from which the history still fills the window (at the beginning if there is none). Raises UserError for options
+    out of range.
+    """
+
+    def __init__(
+        self, store: HistoryStore, length: int, *, start_fraction: float = 0.5, keep_every: int = 1, seed: int = 0
+    ):
+        if not 0 <= start_fraction <= 1:
+            raise UserError(f"start_fraction {start_fraction} was given, expected a share from 0 to 1")
+        _check_cut(length, keep_every)
+        self.store = store
+        self.length = length
+        self.start_fraction = start_fraction
+        self.keep_every = keep_every
+        self.seed = seed
+
+    def batch(self, step: int, batch_size: int) -> Window:
+        """Batch number ``step``: (batch_size, length) windows of uniformly drawn histories."""
+        rng = generator(self.seed, "windows", step)
+        histories = rng.integers(self.store.num_histories, size=batch_size)
+        later = rng.random(batch_size) >= self.start_fraction
+        draws = rng.random(batch_size)
+        starts = [
+            self._draw_start(history, draw) if is_later else 0
+            for history, is_later, draw in zip(histories.tolist(), later.tolist(), draws.tolist(), strict=True)
+        ]
+        return windows(self.store, histories, np.array(starts), self.length, self.keep_every)
+
+    def _draw_start(self, history: int, draw: float) -> int:
+        """An episode of the history (counted from 0) from which a full window can be cut; ``draw`` in [0, 1)."""
+        shard, first, end = self.store.locate(history)
+        offset = self.store.column(shard, "episode_offset")[first : end + 1]
+        if self.keep_every == 1:
+            limit = int(offset[-1]) - self.length
+            full = int(np.searchsorted(offset, limit, side="right")) if limit >= int(offset[0]) else 0
+            return int(draw * full)
+        candidates = np.flatnonzero(_kept_transitions(np.diff(offset.astype(np.int64)), self.keep_every) >= self.length)
+        return int(candidates[int(draw * len(candidates))]) if len(candidates) else 0
+
+
+def windows(store: HistoryStore, history_ids: Array, start_episodes: Array, length: int, keep_every: int = 1) -> Window:
+    """Cut windows of ``length`` steps: one per history number and start episode (B,), counted from 0 in that history.
+
+    Raises UserError where a history has no such episode.
+    """
+    _check_cut(length, keep_every)
+    history_ids = np.asarray(history_ids, np.int64)
+    cuts = [
+        _Cut.make(store, history, episode, length, keep_every)
+        for history, episode in zip(history_ids.tolist(), np.asarray(start_episodes).tolist(), strict=True)
+    ]
+    counts = np.array([cut.count for cut in cuts], np.int64)  # (B,)
+    valid = np.arange(length) < counts[:, None]  # (B, T)
+    columns = {name: _gather(store, cuts, name, length) for name in store.columns}
+    ended = columns["terminated"] | columns["truncated"]  # (B, T)
+    episode, episode_step = _count_episodes(ended, valid)
+    observation, following = ({}, {})
+    for name in schema.observation_columns(store.spec.observation_space):
+        observation[name] = columns[name]
+        following[name] = _next_observation(store, cuts, columns[name], ended, counts, name)
+    space = store.spec.observation_space
+    return Window(
+        observation=schema.unflatten(space, "observation", observation.__getitem__),
+        next_observation=schema.unflatten(space, "observation", following.__getitem__),
+        action=columns["action"],
+        reward=columns["reward"],
+        terminated=columns["terminated"],
+        truncated=columns["truncated"],
+        target_action=columns.get("target_action"),
+        optimal_action=columns.get("optimal_action"),
+        behaviour_log_prob=columns.get("behaviour_log_prob"),
+        episode=episode,
+        episode_step=episode_step,
+        valid=valid,
+        history=history_ids,
+        first_episode=np.asarray(start_episodes, np.int64),
+        task=store.task[history_ids],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Which rows of a shard make up one window."""
+
+    shard: int
+    count: int
+    rows: slice | Array
+    """(count,) transitions of the shard."""
+    episodes: slice
+    """Episodes of the shard that the window touches, in steps of ``keep_every``."""
+    last: int
+    """Last transition of the window."""
+    last_ends: bool
+    """The last transition is the last one of its episode."""
+
+    @classmethod
+    def make(cls, store: HistoryStore, history: int, episode: int, length: int, keep_every: int) -> _Cut:
+        shard, first, end = store.locate(history)
+        if not 0 <= episode < end - first:
+            raise UserError(f"episode {episode} of history {history} was asked for, expected 0 to {end - first - 1}")
+        first += episode
+        offset = store.column(shard, "episode_offset")
+        if keep_every == 1:
+            start = int(offset[first])
+            stop = min(start + length, int(offset[end]))
+            past = first + int(np.searchsorted(offset[first : end + 1], stop, side="left"))
+            return cls(shard, stop - start, slice(start, stop), slice(first, past), stop - 1, stop == int(offset[past]))
+        past = min(end, first + length * keep_every)  # every episode has at least one step
+        starts = offset[first:past:keep_every].astype(np.int64)
+        lengths = offset[first + 1 : past + 1 : keep_every].astype(np.int64) - starts
+        ends = np.cumsum(lengths)
+        used = min(len(ends), int(np.searchsorted(ends, length, side="left")) + 1)
+        count = min(length, int(ends[used - 1]))
+        shift = starts[:used] - (ends[:used] - lengths[:used])
+        rows = np.arange(count) + np.repeat(shift, lengths[:used])[:count]
+        episodes = slice(first, first + (used - 1) * keep_every + 1, keep_every)
+        return cls(shard, count, rows, episodes, int(rows[-1]), count == int(ends[used - 1]))
+
+
+def _gather(store: HistoryStore, cuts: list[_Cut], name: str, length: int) -> Array:
+    """One column of every window: (B, T, ...)."""
+    column = store.columns[name]
+    out = np.zeros((len(cuts), length, *column.shape), column.dtype)
+    for row, cut in zip(out, cuts, strict=True):
+        row[: cut.count] = store.column(cut.shard, name)[cut.rows]
+    return out
+
+
+def _next_observation(
+    store: HistoryStore, cuts: list[_Cut], observation: Array, ended: Array, counts: Array, name: str
+) -> Array:
+    """(B, T, ...): the observation one step later, or the episode's final one where it ended; zero in the padding."""
+    following = np.zeros_like(observation)
+    following[:, :-1] = observation[:, 1:]
+    final = f"final_{name}"
+    last = np.empty_like(observation[:, 0])  # (B, ...) after the last transition of the window
+    complete = []  # final observations of the episodes that end in the window, in order
+    for b, cut in enumerate(cuts):
+        finals = store.column(cut.shard, final)[cut.episodes]
+        last[b] = finals[-1] if cut.last_ends else store.column(cut.shard, name)[cut.last + 1]
+        complete.append(finals[: np.count_nonzero(ended[b])])
+    following[ended] = np.concatenate(complete)
+    following[np.arange(len(cuts)), counts - 1] = last
+    return following
+
+
+def _count_episodes(ended: Array, valid: Array) -> tuple[Array, Array]:
+    """Number of the episode and step within it, (B, T) int16 each, zero in the padding."""
+    starts = np.zeros_like(ended)  # (B, T) first step of an episode other than the window's first
+    starts[:, 1:] = ended[:, :-1]
+    episode = np.cumsum(starts, axis=1, dtype=np.int16)
+    positions = np.arange(ended.shape[1], dtype=np.int32)
+    start_of = np.maximum.accumulate(np.where(starts, positions, np.int32(0)), axis=1)
+    return episode * valid, ((positions - start_of) * valid).astype(np.int16)
+
+
+def _kept_transitions(lengths: Array, keep_every: int) -> Array:
+    """(E,) transitions of episodes e, e + k, e + 2k, ... for every start e, given all lengths (E,)."""
+    padded = np.zeros(-(-len(lengths) // keep_every) * keep_every, np.int64)
+    padded[: len(lengths)] = lengths
+    by_phase = padded.reshape(-1, keep_every)
+    return np.cumsum(by_phase[::-1], axis=0)[::-1].reshape(-1)[: len(lengths)]
+
+
+def _check_cut(length: int, keep_every: int) -> None:
+    if not 1 <= length <= np.iinfo(np.int16).max:
+        raise UserError(f"window length {length} was given, expected 1 to {np.iinfo(np.int16).max} steps")
+    if keep_every < 1:
+        raise UserError(f"keep_every {keep_every} was given, expected 1 or more")

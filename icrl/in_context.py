@@ -1,0 +1,338 @@
+"""The in-context agent: a frozen policy, a cache, and the rule for a full window. Batched over lanes, with ``reset``, ``act``, ``observe``.
+
+The rule, one for training and deployment: a window starts at the beginning of an episode. When, at an episode's start, a lane's window has no room for one
+more whole episode, its oldest episodes are forgotten until half of the window is free, and the kept ones are read again from scratch: exactly what
+a training window that starts in the middle of a history looks like; keys that had seen the forgotten part do not survive. A window shorter
+than an episode is halved when it is full. So cost per step does not grow with the length of the life, and reading again costs less than a
+token per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from icrl.data.sampling import Window
+from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
+from icrl.models.heads import CategoricalHead
+from icrl.models.observations import to_tensors
+from icrl.models.policy import Policy
+from icrl.models.tokens import Previous
+from icrl.seeding import LaneStreams
+
+READ_TOKENS = 16_384
+"""Tokens per forward pass when contexts are read again: bounds memory."""
+
+
+class Context:
+    """What every lane has lived through within its window, as arrays (B, W, ...) of transitions, oldest first."""
+
+    def __init__(self, lanes: int, window: int):
+        self.window = window
+        self.columns: dict[str, Observation] = {}
+        self.lengths = np.zeros(lanes, np.int64)  # (B,) transitions held
+        self.episode_step = np.zeros(lanes, np.int64)  # (B,) steps of the running episode so far
+
+    def _allocate(self, step: Step) -> None:
+        def empty(array: Array) -> Array:
+            array = np.asarray(array)
+            return np.zeros((len(self.lengths), self.window, *array.shape[1:]), array.dtype)
+
+        for name in ("observation", "action", "reward", "next_observation"):
+            self.columns[name] = map_observation(empty, getattr(step, name))
+        self.columns["ended"] = np.zeros((len(self.lengths), self.window), bool)
+        self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
+
+    def append(self, step: Step) -> None:
+        """Add one transition to every lane."""
+        if not self.columns:
+            self._allocate(step)
+        lanes = np.arange(len(self.lengths))
+        values = {
+            "observation": step.observation,
+            "action": step.action,
+            "reward": np.asarray(step.reward, np.float32),
+            "next_observation": step.next_observation,
+            "ended": step.ended,
+            "episode_step": self.episode_step,
+        }
+        for name, value in values.items():
+
+            def write(column: Array, new: Array) -> None:
+                column[lanes, self.lengths] = new
+
+            map_observation(write, self.columns[name], value)
+        self.lengths += 1
+        self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
+
+    def forget(self, lanes: Array) -> None:
+        """Empty some lanes."""
+        self.lengths[lanes] = 0
+        self.episode_step[lanes] = 0
+
+    def drop_oldest(self, lane: int, needed: int) -> None:
+        """Drop a lane's oldest episodes until ``needed`` slots are free, and what is too much of the running episode, too."""
+        length = int(self.lengths[lane])
+        ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
+        fitting = ends[length - ends + needed <= self.window]
+        cut = int(fitting[0]) if len(fitting) else length + needed - self.window
+
+        def shift(column: Array) -> None:
+            column[lane, : length - cut] = column[lane, cut:length].copy()
+
+        for column in self.columns.values():
+            map_observation(shift, column)
+        self.lengths[lane] = length - cut
+
+    def episodes(self, lanes: Array, length: int) -> Array:
+        """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""
+        ended = self.columns["ended"][lanes, :length]
+        ended = ended & (np.arange(length) < self.lengths[lanes, None])
+        return np.concatenate([np.zeros((len(lanes), 1), np.int64), np.cumsum(ended, 1)], 1)
+
+
+class InContextAgent:
+    """A frozen policy that learns from what it lives through. See icrl/interfaces.py for the three calls.
+
+    Parameters
+    ----------
+    policy : Policy
+        Its weights are never changed.
+    streams : LaneStreams, optional
+        Random numbers for sampling actions, one stream per lane; by default derived from ``seed`` at ``reset``.
+    seed : int
+        Root seed of the default streams.
+    greedy : bool
+        Take the most probable action instead of sampling.
+    """
+
+    def __init__(self, policy: Policy, *, streams: LaneStreams | None = None, seed: int = 0, greedy: bool = False):
+        self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
+        self.num_lanes = 0
+        self._fixed = False
+
+    # the three calls
+
+    @torch.no_grad()
+    def reset(self, lanes: int | Sequence[int] | Array) -> None:
+        """Start that many fresh lanes (int), or make some lanes (indices) forget everything, for a new task."""
+        if isinstance(lanes, (int, np.integer)):
+            self.num_lanes, self._fixed = int(lanes), False
+            self.streams = self._streams or LaneStreams(self._seed, "agent", lane_ids=self.num_lanes)
+            if self.streams.num_lanes != self.num_lanes:
+                raise UserError(
+                    f"reset({lanes}) but the random streams are for {self.streams.num_lanes} lanes: use as many lanes"
+                )
+            self.context = Context(self.num_lanes, self.policy.config.window)
+            self.cache = self.policy.empty_cache(self.num_lanes)
+            lanes = np.arange(self.num_lanes)
+        index = np.asarray(lanes, np.int64)
+        if self.num_lanes == 0 or (len(index) and not 0 <= index.min() <= index.max() < self.num_lanes):
+            raise UserError(
+                f"reset of lanes {lanes} but the agent has {self.num_lanes} lanes: call reset(number of lanes) first"
+            )
+        self.context.forget(index)
+        self._empty_cache(index)
+        self._pending = np.zeros(self.num_lanes, bool) if len(index) == self.num_lanes else self._pending
+        self._pending[index] = False
+
+    @torch.no_grad()
+    def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
+        """Choose an action in every lane; observation (B, ...)."""
+        action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.greedy, action_mask)
+        return Decision(action, None, log_prob)
+
+    @torch.no_grad()
+    def action_probs(self, observation: Observation) -> Array:
+        """(B, A) the probabilities that ``act`` would draw from, in its place. Raises UserError where actions are continuous."""
+        if not isinstance(self.policy.head, CategoricalHead):
+            raise UserError(f"actions in {self.policy.spec.action_space} have densities, not probabilities")
+        return torch.softmax(self._params(observation).float(), -1).cpu().numpy()
+
+    def observe(self, step: Step) -> None:
+        """Append what the last action of every lane led to; see ``load_context`` for the exception."""
+        if self._fixed and self.policy.config.layout == "transition":
+            return
+        self.context.append(step)
+        self._pending[:] = True
+
+    # contexts
+
+    @torch.no_grad()
+    def load_context(self, window: Window) -> None:
+        """Offline use: make a given dataset (B, P transitions, lane i for lane i) the fixed context. ``observe`` then adds nothing to it.
+
+        In layout ``step`` the running episode itself is still read, since a token holds what the step before it was.
+        """
+        batch, length = window.reward.shape
+        room = self.policy.config.window - (self.policy.config.layout == "step")
+        if length > room:
+            raise UserError(f"a context of {length} transitions does not fit: this policy's window has room for {room}")
+        self.reset(batch)
+        for t in range(length):
+            step = Step(*(map_observation(lambda a, t=t: a[:, t], getattr(window, name)) for name in Step._fields))
+            self.context.append(step)
+        self.context.episode_step[:] = 0
+        self._reread(np.arange(batch))
+        self._pending[:] = False
+        self._fixed = True
+
+    def save_context(self, path: str | Path) -> None:
+        """Write what every lane has lived through, and its random streams, to an .npz file."""
+        arrays: dict[str, Any] = {"lengths": self.context.lengths, "episode_step": self.context.episode_step}
+        for name, column in self.context.columns.items():
+            parts = column.items() if isinstance(column, dict) else [("", column)]
+            arrays |= {f"columns/{name}/{key}": part for key, part in parts}
+        np.savez_compressed(path, counters=self.streams.counters, fixed=np.array(self._fixed), **arrays)
+
+    def restore_context(self, path: str | Path) -> None:
+        """Go on from a saved context: the agent then acts as the one that saved it would have."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                saved = {key: file[key] for key in file.files}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a saved context ({error}): give a file that save_context wrote") from None
+        self.reset(len(saved["lengths"]))
+        columns: dict[str, Observation] = {}
+        for key, array in saved.items():
+            if key.startswith("columns/"):
+                _, name, part = key.split("/", 2)
+                if part:
+                    columns.setdefault(name, {})[part] = array
+                else:
+                    columns[name] = array
+        if columns and columns["ended"].shape[1] != self.context.window:
+            raise UserError(
+                f"{path} was saved with a window of {columns['ended'].shape[1]} steps, the policy's is {self.context.window}"
+            )
+        self.context.columns = columns
+        self.context.lengths, self.context.episode_step = saved["lengths"], saved["episode_step"]
+        self.streams.counters[:] = saved["counters"]
+        self._fixed = bool(saved["fixed"])
+        self._reread(np.flatnonzero(self.context.lengths))
+
+    # reading
+
+    def _params(self, observation: Observation) -> torch.Tensor:
+        """Read the observation (B, ...) in every lane -> head parameters (B, ·)."""
+        if not self._fixed:
+            self._make_room()
+        elif self.policy.config.layout == "step" and self.context.lengths.max() >= self.context.window:
+            raise UserError(
+                f"the fixed context and the running episode fill the window of {self.context.window} steps: load a shorter context"
+            )
+        return self._step(observation) if self.policy.config.layout == "step" else self._query(observation)
+
+    def _empty_cache(self, lanes: Array) -> None:
+        index = torch.as_tensor(lanes, device=self.policy.device)
+        self.cache.lengths[index] = 0
+        if self.policy.config.layout == "transition" and len(lanes):
+            self.policy.begin_context(self.cache, index)
+
+    def _make_room(self) -> None:
+        """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
+        window, horizon = self.policy.config.window, self.policy.spec.horizon
+        whole = horizon if horizon <= window else 1
+        needed = np.where(self.context.episode_step == 0, whole, 1)
+        full = np.flatnonzero(self.context.lengths + needed > window)
+        if len(full) == 0:
+            return
+        for lane in full:
+            self.context.drop_oldest(int(lane), max(int(needed[lane]), window // 2))
+        self._reread(full)
+
+    @torch.no_grad()
+    def _reread(self, lanes: Array) -> None:
+        """Empty the caches of some lanes and read their contexts from scratch, lanes of similar length together."""
+        self._empty_cache(lanes)
+        lanes = lanes[np.argsort(self.context.lengths[lanes], kind="stable")]
+        if len(lanes):
+            size = max(1, READ_TOKENS // max(1, int(self.context.lengths[lanes].max())))
+            for start in range(0, len(lanes), size):
+                self._read(lanes[start : start + size])
+        self._pending[lanes] = False
+
+    def _read(self, lanes: Array) -> None:
+        """Write the tokens of some lanes' contexts into their empty caches.
+
+        Layout ``step``: a context of n transitions is n tokens, the n-th transition being carried by the token that comes next.
+        """
+        context, device = self.context, self.policy.device
+        lengths = context.lengths[lanes]
+        longest = int(lengths.max())
+        if longest == 0:
+            return
+
+        def take(array: Array) -> torch.Tensor:
+            return torch.as_tensor(array[lanes, :longest], device=device)
+
+        columns = {name: map_observation(take, column) for name, column in context.columns.items()}
+        index, kept = torch.as_tensor(lanes, device=device), torch.as_tensor(lengths, device=device)
+        if self.policy.config.layout == "transition":
+            parts = (columns["observation"], columns["action"], columns["reward"], columns["next_observation"])
+            self.policy.context_cached(parts, self.cache, index, kept)
+            return
+
+        def shift(column: torch.Tensor) -> torch.Tensor:
+            return torch.cat([column[:, :1], column[:, :-1]], 1)
+
+        exists = torch.ones(len(lanes), longest, dtype=torch.bool, device=device)
+        exists[:, 0] = False
+        previous = Previous(
+            exists,
+            shift(columns["action"]),
+            shift(columns["reward"]),
+            shift(columns["ended"]),
+            map_observation(shift, columns["next_observation"]),
+        )
+        episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
+        self.policy.step_cached(
+            columns["observation"], previous, episode, columns["episode_step"], self.cache, index, kept
+        )
+
+    def _step(self, observation: Observation) -> torch.Tensor:
+        """Layout ``step``: one token for every lane -> head parameters (B, ·)."""
+        context, device = self.context, self.policy.device
+        lanes = np.arange(self.num_lanes)
+        last = np.maximum(context.lengths - 1, 0)
+
+        def now(array: Array) -> torch.Tensor:
+            return torch.as_tensor(np.asarray(array)[:, None], device=device)
+
+        if context.columns:
+            action, reward, ended, final = (
+                map_observation(lambda a: now(a[lanes, last]), context.columns[name])
+                for name in ("action", "reward", "ended", "next_observation")
+            )
+            longest = int(context.lengths.max())
+            episode = context.episodes(lanes, longest)[:, -1]
+        else:
+            space = self.policy.spec.action_space
+            action = now(np.zeros((self.num_lanes, *(space.shape or ())), space.dtype) + getattr(space, "start", 0))
+            reward, ended = now(np.zeros(self.num_lanes, np.float32)), now(np.zeros(self.num_lanes, bool))
+            final, episode = map_observation(now, observation), np.zeros(self.num_lanes, np.int64)
+        previous = Previous(now(context.lengths > 0), action, reward, ended, final)
+        output = self.policy.step_cached(
+            map_observation(now, observation), previous, now(episode), now(context.episode_step), self.cache
+        )
+        return output[:, 0]
+
+    def _query(self, observation: Observation) -> torch.Tensor:
+        """Layout ``transition``: append the last transition where there is one, and ask -> head parameters (B, ·)."""
+        context, device = self.context, self.policy.device
+        lanes, last = np.arange(self.num_lanes), np.maximum(context.lengths - 1, 0)
+        query = to_tensors(map_observation(lambda a: np.asarray(a)[:, None], observation), device)
+        parts = ()
+        if self._pending.any():
+            parts = tuple(
+                to_tensors(map_observation(lambda a: a[lanes, last][:, None], context.columns[name]), device)
+                for name in ("observation", "action", "reward", "next_observation")
+            )
+        pending = torch.as_tensor(self._pending.copy(), device=device)
+        output = self.policy.query_cached(parts, pending, query, self.cache)
+        self._pending[:] = False
+        return output

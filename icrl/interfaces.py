@@ -1,0 +1,210 @@
+"""The contracts that everything else speaks: steps, agents, families, posteriors. No torch here.
+
+Alignment, said once for the whole project: **action[t] is taken at observation[t] and earns reward[t]**;
+next_observation[t] is what the action led to, at the end of an episode its true last observation (never the
+first one of the next episode).
+
+Axis legend, used in every shape comment of the project:
+    B lanes or batch   T time or tokens   D width   H heads   A actions   N tasks or supported tasks
+    K top-k            E experts          L retrieved length   Q queries   P transitions of a context
+
+A *lane* is one running environment; lane i of a vector environment plays task i. An *observation* is an array with
+a leading lane axis, or a dictionary of such arrays where the space is a ``gymnasium.spaces.Dict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from icrl.seeding import LaneStreams
+
+Array: TypeAlias = np.ndarray
+Observation: TypeAlias = Any
+"""``Array`` (B, ...) or ``dict[str, Array]`` of them."""
+Tasks: TypeAlias = np.ndarray
+"""Structured array (N,): one record per task; its field names are the keyword arguments that ``gymnasium.make`` takes."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message says in one line what was given, what was expected and what to do.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+class Step(NamedTuple):
+    """One transition of every lane."""
+
+    observation: Observation  # (B, ...)
+    action: Array  # (B,) int, or (B, action_dim) float
+    reward: Array  # (B,) float32
+    terminated: Array  # (B,) bool
+    truncated: Array  # (B,) bool
+    next_observation: Observation  # (B, ...) true last observation where the episode ended
+
+    @property
+    def ended(self) -> Array:
+        """(B,) bool: the episode ended after this action."""
+        return self.terminated | self.truncated
+
+
+class Decision(NamedTuple):
+    """What an agent chose, and what it knows about the choice."""
+
+    action: Array  # (B,) int, or (B, action_dim) float: what is executed
+    target_action: Array | None = None  # what the agent meant to do before noise
+    behaviour_log_prob: Array | None = (
+        None  # (B,) log-probability (discrete) or log-density of `action`, noise included
+    )
+
+
+class Agent(Protocol):
+    """Anything that acts in lanes: sources, baselines, oracles and learned agents alike."""
+
+    def reset(self, lanes: int | Sequence[int] | Array) -> None:
+        """An int starts that many lanes afresh; a sequence of lane indices makes only those forget everything.
+
+        Called when a lane gets a new *task*, not at the end of an episode.
+        """
+        ...
+
+    def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
+        """Choose for all lanes. ``action_mask`` (B, A) bool: True where the action is allowed."""
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Learn what the last action of every lane led to."""
+        ...
+
+
+class Posterior(Protocol):
+    """Exact (or particle) belief over the tasks of a family, one per lane. All that a Bayes explorer knows."""
+
+    def reset(self, lanes: int | Sequence[int] | Array) -> None: ...
+
+    def update(self, step: Step) -> None: ...
+
+    def sample(self, streams: LaneStreams, lanes: Array) -> Tasks:
+        """One task per index in ``lanes`` (n,), drawn from that lane's posterior."""
+        ...
+
+    def refuted(self, tasks: Tasks) -> Array:
+        """(B,) bool: lane i's evidence excludes tasks[i] (always False where evidence never excludes)."""
+        ...
+
+    def candidates(self) -> tuple[Tasks, Array]:
+        """Supported tasks, (N,) shared by all lanes or (B, N), and their weights (B, N); rows sum to 1."""
+        ...
+
+    def plausible(self) -> tuple[Tasks, Array]:
+        """The same tasks, and a mask (B, N) of those with positive weight: what an explorer asks for at every step."""
+        ...
+
+    def optimal_action_probs(self, env: TaskVectorEnv) -> Array:
+        """(B, A): posterior probability that each action is the optimal one in the lanes' current state.
+
+        This is what a converged Decision-Pretrained Transformer outputs (Lee et al. 2023, theorem 1).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """What a policy must know of a family to have the right inputs and outputs."""
+
+    name: str
+    observation_space: gym.Space  # of one lane
+    action_space: gym.Space  # of one lane: Discrete or Box
+    horizon: int
+    """Longest possible episode, in steps."""
+
+
+class Split(NamedTuple):
+    """Disjoint tasks: trained on, chosen on, reported on."""
+
+    train: Tasks
+    validation: Tasks
+    test: Tasks
+
+
+class TaskVectorEnv(VectorEnv):
+    """A vector environment whose lane i plays ``tasks[i]``, with same-step autoreset.
+
+    ``step`` puts the true next observations of *all* lanes under ``info["final_obs"]`` (dense, (B, ...)) whenever an
+    episode ended in any lane, with the mask ``info["_final_obs"]`` (B,), and an ``info["action_mask"]`` (B, A) where actions can be illegal.
+    Lane streams follow ``reset(seed=...)`` and the lane's number in ``lane_ids`` alone.
+    """
+
+    tasks: Tasks  # (B,)
+
+    def optimal_action(self, tasks: Tasks | None = None) -> Array:
+        """Optimal action in the lanes' true internal state under their own or the given tasks (B,) -> (B,)."""
+        raise UserError(f"{type(self).__name__} has no optimal policy: choose a source that does not need one")
+
+    def steps_to_reward(self, tasks: Tasks) -> Array:
+        """(B, N) number of steps until each task, (N,) or (B, N), would first pay if it were the true one."""
+        raise UserError(f"{type(self).__name__} cannot tell steps to a reward: choose another explorer")
+
+
+class Family(Protocol):
+    """A distribution over tasks that share spaces. Families are frozen dataclasses: their fields are their options."""
+
+    @property
+    def spec(self) -> FamilySpec: ...
+
+    def sample_tasks(self, rng: np.random.Generator, num_tasks: int) -> Tasks: ...
+
+    def split(self) -> Split: ...
+
+    def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv: ...
+
+    def optimal_return(self, tasks: Tasks) -> Array:
+        """(N,) expected return of one episode of the optimal policy (or of the best known one)."""
+        ...
+
+    def random_return(self, tasks: Tasks) -> Array:
+        """(N,) expected return of one episode of uniform actions."""
+        ...
+
+    def posterior(self, env: TaskVectorEnv) -> Posterior:
+        """A fresh belief for the lanes of ``env``. Raises UserError where the family has none."""
+        ...
+
+    def scattered(self) -> Family:
+        """The same tasks with every episode one step long from a uniformly drawn state: uniform (o, a) transitions."""
+        ...
+
+
+class Source(Protocol):
+    """How to build an agent that leaves histories. Sources are frozen dataclasses: their fields are their options."""
+
+    def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
+        """An agent for the lanes of ``env`` that will live ``num_steps`` steps in each."""
+        ...
+
+
+def map_observation(function: Callable[..., Any], *observations: Observation) -> Observation:
+    """Apply ``function`` to the arrays of observations of one structure."""
+    if isinstance(observations[0], dict):
+        return {key: map_observation(function, *(o[key] for o in observations)) for key in observations[0]}
+    return function(*observations)
+
+
+def take_lanes(observation: Observation, lanes: Array) -> Observation:
+    """The observation of some lanes: (B, ...) -> (n, ...)."""
+    return map_observation(lambda array: array[lanes], observation)
+
+
+def where_lanes(mask: Array, yes: Observation, no: Observation) -> Observation:
+    """Lane-wise choice between two observations; ``mask`` (B,)."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return np.where(mask.reshape(mask.shape + (1,) * (np.ndim(a) - 1)), a, b)
+
+    return map_observation(choose, yes, no)

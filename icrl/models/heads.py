@@ -1,0 +1,99 @@
+"""Action heads: a categorical one for ``Discrete`` actions, a diagonal Gaussian one for ``Box`` actions.
+
+Both answer the same four questions: features to parameters, loss of a label, is a label hit, and draw an action with given random numbers (drawn by the
+caller per lane, so that torch's global random state plays no part).
+"""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icrl.interfaces import UserError
+from icrl.seeding import LaneStreams
+
+
+class CategoricalHead(nn.Module):
+    """Logits over A actions."""
+
+    def __init__(self, width: int, space: gym.spaces.Discrete):
+        super().__init__()
+        self.start, self.num_actions = int(space.start), int(space.n)
+        self.linear = nn.Linear(width, self.num_actions)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) -> logits (..., A)."""
+        return self.linear(features)
+
+    def loss(self, logits: Tensor, action: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of actions (...,) under logits (..., A), not reduced: (...,)."""
+        labels = action.long() - self.start
+        flat = F.cross_entropy(
+            logits.flatten(0, -2).float(), labels.flatten(), reduction="none", label_smoothing=smoothing
+        )
+        return flat.view(labels.shape)
+
+    def hit(self, logits: Tensor, action: Tensor) -> Tensor:
+        """(...,) float: 1 where the most probable action is the label."""
+        return (logits.argmax(-1) == action - self.start).float()
+
+    def choose(
+        self, logits: Tensor, streams: LaneStreams, greedy: bool, action_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (B,) and their log-probabilities (B,) under logits (B, A); masked actions have probability 0."""
+        logits = logits.float()
+        if action_mask is not None:
+            allowed = torch.as_tensor(np.asarray(action_mask, bool), device=logits.device)
+            logits = logits.masked_fill(~allowed, -math.inf)
+        log_probs = F.log_softmax(logits, -1).cpu().numpy()
+        draw = log_probs.argmax(-1) if greedy else streams.choice(np.exp(log_probs))
+        return draw + self.start, np.take_along_axis(log_probs, draw[:, None], 1)[:, 0]
+
+
+class GaussianHead(nn.Module):
+    """Mean and log standard deviation of independent Gaussians, for bounded or unbounded ``Box`` actions."""
+
+    def __init__(self, width: int, space: gym.spaces.Box):
+        super().__init__()
+        self.low, self.high = space.low, space.high
+        self.linear = nn.Linear(width, 2 * int(np.prod(space.shape)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) -> (..., 2 A): means, then log standard deviations within [-5, 2]."""
+        mean, raw = self.linear(features).chunk(2, -1)
+        return torch.cat([mean, -1.5 + 3.5 * torch.tanh(raw)], -1)
+
+    def loss(self, params: Tensor, action: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Negative log-density of actions (..., A), summed over dimensions: (...,). Smoothing has no meaning here."""
+        mean, log_std = params.float().chunk(2, -1)
+        z = (action.float() - mean) * torch.exp(-log_std)
+        return (0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def hit(self, params: Tensor, action: Tensor) -> Tensor:
+        """(...,) float: 1 where the label lies within two standard deviations in every dimension."""
+        mean, log_std = params.float().chunk(2, -1)
+        return ((action.float() - mean).abs() <= 2 * log_std.exp()).all(-1).float()
+
+    def choose(
+        self, params: Tensor, streams: LaneStreams, greedy: bool, action_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (B, A) clipped to the space, and the log-densities (B,) of the unclipped samples."""
+        mean, log_std = (part.cpu().numpy() for part in params.float().chunk(2, -1))
+        noise = np.zeros_like(mean) if greedy else streams.normal(mean.shape[1]).reshape(mean.shape)
+        sample = mean + np.exp(log_std) * noise
+        log_prob = (-0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return np.clip(sample, self.low, self.high).astype(np.float32), log_prob
+
+
+def make_head(width: int, space: gym.Space) -> CategoricalHead | GaussianHead:
+    """The head for an action space. Raises UserError where none can represent it."""
+    if isinstance(space, gym.spaces.Discrete):
+        return CategoricalHead(width, space)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return GaussianHead(width, space)
+    raise UserError(f"no head can represent the action space {space}: use Discrete, or Box with one axis")

@@ -1,0 +1,198 @@
+"""The policy: token layout + transformer + action head. It never knows which paper it serves.
+
+Two ways in, which give the same outputs (tests/test_models.py): whole windows for training, and new tokens behind a cache at deployment.
+Caches are arguments. Every output is a tensor of head parameters (logits, or means and log standard deviations).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icrl.config import ModelConfig
+from icrl.interfaces import FamilySpec, Observation, UserError
+from icrl.models.attention import CausalWindow, QueriedWindow
+from icrl.models.cache import CacheView, KVCache
+from icrl.models.heads import make_head
+from icrl.models.tokens import Previous, StepTokens, TransitionTokens
+from icrl.models.transformer import Transformer
+from icrl.seeding import derive_seed
+
+
+class Policy(nn.Module):
+    """A sequence model over one token layout.
+
+    Parameters
+    ----------
+    spec : FamilySpec
+        Spaces and horizon of the family.
+    config : ModelConfig
+        Sizes and layout.
+
+    Raises
+    ------
+    UserError
+        If the sizes contradict each other or a space has no encoder or head.
+    """
+
+    tokens: Any  # StepTokens or TransitionTokens, as config.layout says
+
+    def __init__(self, spec: FamilySpec, config: ModelConfig):
+        super().__init__()
+        check_model(config)
+        self.spec, self.config = spec, config
+        self.num_slots = config.window + 2  # a beginning-of-context token and a query that is not kept
+        self.tokens = (StepTokens if config.layout == "step" else TransitionTokens)(spec, config)
+        self.transformer = Transformer(config, self.num_slots)
+        self.head = make_head(config.width, spec.action_space)
+        self.apply(self._initialise)
+        for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(
+                module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.weight.shape[1] ** -0.5
+            )
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def empty_cache(self, lanes: int) -> KVCache:
+        """A cache for that many lanes in which nothing was read yet."""
+        config = self.config
+        return KVCache.empty(
+            config.num_layers,
+            lanes,
+            config.num_heads,
+            self.num_slots,
+            config.attention_width // config.num_heads,
+            self.device,
+        )
+
+    # layout `step`
+
+    def step_window(
+        self,
+        observation: Observation,
+        previous: Previous,
+        episode: Tensor,
+        episode_step: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself and what came before."""
+        x = self.tokens(observation, previous, episode, episode_step, hidden)
+        return self.head(self.transformer(x, CausalWindow(x.shape[1])))
+
+    def step_cached(
+        self,
+        observation: Observation,
+        previous: Previous,
+        episode: Tensor,
+        episode_step: Tensor,
+        cache: KVCache,
+        lanes: Tensor | None = None,
+        num_kept: Tensor | None = None,
+    ) -> Tensor:
+        """New tokens (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·); keeps them all,
+
+        or of each lane the first ``num_kept`` (n,), the rest being padding.
+        """
+        x = self.tokens(observation, previous, episode, episode_step)
+        view = CacheView(cache, x.shape[1], lanes)
+        output = self.head(self.transformer(x, view))
+        view.keep(x.shape[1] if num_kept is None else num_kept)
+        return output
+
+    # layout `transition`
+
+    def query_window(self, context: tuple, query: Observation, prefixes: Tensor) -> Tensor:
+        """Query j (B, Q, ...) sees the first ``prefixes[j]`` (Q,) transitions of the context -> head parameters (B, Q, ·).
+
+        ``context`` = (observation, action, reward, next_observation), each (B, P, ...). Nothing attends to a query.
+        """
+        tokens = self.tokens.context(*context)
+        batch, num_context, _ = tokens.shape
+        queries = self.tokens.query(query)
+        x = torch.cat([self.tokens.beginning(batch).to(tokens.dtype), tokens, queries], 1)
+        pattern = QueriedWindow(num_context, prefixes.to(x.device), self.config.exact_set)
+        return self.head(self.transformer(x, pattern)[:, 1 + num_context :])
+
+    def begin_context(self, cache: KVCache, lanes: Tensor) -> None:
+        """Write the beginning-of-context token of some lanes, whose caches are empty."""
+        x = self.tokens.beginning(len(lanes))
+        view = CacheView(cache, 1, lanes)
+        self.transformer(x, view)
+        view.keep(1)
+
+    def context_cached(self, context: tuple, cache: KVCache, lanes: Tensor, num_kept: Tensor) -> None:
+        """Append context transitions (n, P, ...) of some lanes, of each the first ``num_kept`` (n,)."""
+        x = self.tokens.context(*context)
+        view = CacheView(cache, x.shape[1], lanes, self._context_allowed(x))
+        self.transformer(x, view)
+        view.keep(num_kept)
+
+    def query_cached(self, context: tuple, pending: Tensor, query: Observation, cache: KVCache) -> Tensor:
+        """Append one transition (B, 1, ...) where ``pending`` (B,), then answer one query (B, 1, ...) in every lane -> (B, ·).
+
+        One pass over two tokens. Lanes without a pending transition read their query twice; the slot behind a query is never seen.
+        """
+        queries = self.tokens.query(query)  # (B, 1, D)
+        if not bool(pending.any()):
+            view = CacheView(cache, 1, None)
+            return self.head(self.transformer(queries, view)[:, 0])
+        x = torch.cat([torch.where(pending[:, None, None], self.tokens.context(*context), queries), queries], 1)
+        allowed = None
+        if self.config.exact_set:
+            allowed = torch.stack([~pending, torch.ones_like(pending)], 1)
+        view = CacheView(cache, 2, None, allowed)
+        features = self.transformer(x, view)
+        view.keep(pending.long())
+        return self.head(features[torch.arange(len(x), device=x.device), pending.long()])
+
+    def _context_allowed(self, x: Tensor) -> Tensor | None:
+        if not self.config.exact_set:
+            return None
+        return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+
+    def flops_per_window(self, batch: int, length: int) -> float:
+        """Floating-point operations of one forward and backward pass over ``batch`` windows of ``length`` tokens.
+
+        Products only; causal attention counts half; the backward pass counts twice the forward.
+        """
+        config = self.config
+        block = config.width * (4 * config.attention_width + 2 * config.mlp_ratio * config.width)
+        linear = config.num_layers * block + self.head.linear.weight.numel()
+        attention = (
+            config.num_layers * config.attention_width * length
+        )  # two products over on average half of the window
+        return 3 * 2.0 * batch * length * (linear + attention)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raise UserError where sizes contradict each other."""
+    if config.head_width == 0 and config.width % config.num_heads:
+        raise UserError(
+            f"model.width {config.width} is not divisible by model.num_heads {config.num_heads}: choose a multiple"
+        )
+    if config.rotary and (config.attention_width // config.num_heads) % 2:
+        raise UserError(
+            f"heads of width {config.attention_width // config.num_heads} are odd, rotary positions need an even one: change model.num_heads or "
+            "model.head_width"
+        )
+    if config.window < 2:
+        raise UserError(f"model.window {config.window} is too short: it must hold at least 2 tokens")
+
+
+def make_policy(spec: FamilySpec, config: ModelConfig, seed: int) -> Policy:
+    """A freshly initialised policy: its weights depend on the seed alone, and global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        return Policy(spec, config)

@@ -1,0 +1,117 @@
+"""Token layouts: how transitions become tokens. One file owns them; an objective names the one that it uses.
+
+``step``        token t holds (o_t, a_{t-1}, r_{t-1}, d_{t-1}), and where an episode begins the final observation of the one before it;
+                the action of step t is predicted at token t.
+``transition``  context tokens hold (o, a, r, o'); a query token holds o alone. A learned beginning-of-context token comes first.
+
+The first token of a window carries no previous step, in training as at deployment.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from icrl.config import ModelConfig
+from icrl.interfaces import FamilySpec, Observation
+from icrl.models.observations import make_encoder
+
+
+class Previous(NamedTuple):
+    """What the step before a token was: the inputs of layout ``step`` beside the observation. All (B, T, ...)."""
+
+    exists: Tensor  # bool: False for the first token of a window
+    action: Tensor
+    reward: Tensor  # float32
+    ended: Tensor  # bool: the episode ended, this token begins the next one
+    final_observation: Observation  # the step's next observation; read only where `ended`
+
+
+class ActionRewardEmbedding(nn.Module):
+    """a and r together: E[a] + r·R[a] for discrete actions, so that what an action earned is one look-up away; else a network on (a, r)."""
+
+    def __init__(self, width: int, space: gym.Space):
+        super().__init__()
+        self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
+        if isinstance(space, gym.spaces.Discrete):
+            self.action, self.reward = nn.Embedding(int(space.n), width), nn.Embedding(int(space.n), width)
+        else:
+            size = int(np.prod(space.shape or (1,))) + 1
+            self.network = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, action: Tensor, reward: Tensor) -> Tensor:
+        """(..., [A]) and (...) -> (..., D)."""
+        if self.start is None:
+            return self.network(torch.cat([action.float(), reward[..., None]], -1))
+        index = action.long() - self.start
+        return self.action(index) + reward[..., None] * self.reward(index)
+
+
+class StepTokens(nn.Module):
+    """Layout ``step``."""
+
+    def __init__(self, spec: FamilySpec, config: ModelConfig):
+        super().__init__()
+        self.observation = make_encoder(config.width, spec.observation_space)
+        self.final_observation = make_encoder(config.width, spec.observation_space)
+        self.action_reward = ActionRewardEmbedding(config.width, spec.action_space)
+        self.kind = nn.Embedding(3, config.width)  # first of the window, within an episode, first of a later episode
+        self.hidden = nn.Parameter(torch.zeros(config.width))
+        self.positions = config.episode_embedding
+        if self.positions:
+            self.episode = nn.Embedding(config.window, config.width)
+            self.episode_step = nn.Embedding(min(spec.horizon, config.window), config.width)
+
+    def forward(
+        self,
+        observation: Observation,  # (B, T, ...)
+        previous: Previous,
+        episode: Tensor,  # (B, T) number of the episode within the window
+        episode_step: Tensor,  # (B, T) step within the episode
+        hidden: Tensor | None = None,  # (B, T) bool: tokens whose content is hidden in training
+    ) -> Tensor:
+        kind = previous.exists.long() * (1 + previous.ended.long())
+        before = self.action_reward(previous.action, previous.reward)
+        begins = previous.ended & previous.exists
+        x = self.observation(observation) + self.kind(kind) + before * previous.exists[..., None]
+        if bool(begins.any()):
+            final = self.final_observation(previous.final_observation)
+            x = x + final * begins[..., None]
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.hidden.to(x.dtype), x)
+        if self.positions:
+            x = x + self.episode(episode.long().clamp(max=self.episode.num_embeddings - 1))
+            x = x + self.episode_step(episode_step.long().clamp(max=self.episode_step.num_embeddings - 1))
+        return x
+
+
+class TransitionTokens(nn.Module):
+    """Layout ``transition``."""
+
+    def __init__(self, spec: FamilySpec, config: ModelConfig):
+        super().__init__()
+        self.begin = nn.Parameter(0.02 * torch.randn(config.width))
+        self.query_kind = nn.Parameter(torch.zeros(config.width))
+        self.observation = make_encoder(config.width, spec.observation_space)
+        self.next_observation = make_encoder(config.width, spec.observation_space)
+        self.query_observation = make_encoder(config.width, spec.observation_space)
+        self.action_reward = ActionRewardEmbedding(config.width, spec.action_space)
+
+    def beginning(self, batch: int) -> Tensor:
+        """(B, 1, D): the token that every context starts with."""
+        return self.begin.expand(batch, 1, -1)
+
+    def context(
+        self, observation: Observation, action: Tensor, reward: Tensor, next_observation: Observation
+    ) -> Tensor:
+        """(B, P, ...) transitions -> (B, P, D)."""
+        around = self.observation(observation) + self.next_observation(next_observation)
+        return around + self.action_reward(action, reward)
+
+    def query(self, observation: Observation) -> Tensor:
+        """(B, Q, ...) observations -> (B, Q, D)."""
+        return self.query_observation(observation) + self.query_kind

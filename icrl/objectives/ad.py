@@ -1,0 +1,40 @@
+"""Algorithm Distillation: predict the source agent's action from a window that spans several of its episodes.
+
+Laskin et al. 2022, arXiv 2210.14215, eq. 2: the loss is -log p(a_t | window up to o_t). Histories of a noisy demonstrator make it AD^eps (Zisman et al.
+2023), those of a Bayes explorer distil committed exploration.
+
+Deviations: the label is the action that the source *meant* where that is known (the noise stays in the inputs). In a window that starts in the
+middle of a history the first episode is context only: what the source knew from before the window cannot be predicted from it, and at
+deployment, too, a window that lost its beginning starts with a whole episode that is only read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icrl.config import ObjectiveConfig
+from icrl.data.sampling import Window
+from icrl.models.policy import Policy
+from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
+
+
+@dataclass(frozen=True)
+class AlgorithmDistillation:
+    """AD's loss."""
+
+    config: ObjectiveConfig
+
+    def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
+        config, device = self.config, policy.device
+        counted = window.valid & ((window.episode > 0) | (window.first_episode == 0)[:, None])
+        hidden = None
+        if train and config.token_mask > 0:
+            masked = rng.random(window.reward.shape) < config.token_mask
+            counted, hidden = counted & ~masked, tensor(masked, device)
+        known = config.intended_labels and window.target_action is not None
+        labels = window.target_action if known else window.action
+        output = step_window(policy, window, hidden)
+        smoothing = config.label_smoothing if train else 0.0
+        return masked_loss(policy, output, tensor(labels, device), tensor(counted, device), smoothing)

@@ -1,0 +1,78 @@
+"""What an objective is: how windows become inputs, what is predicted, and the loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl.data.sampling import Window
+from icrl.interfaces import map_observation
+from icrl.models.observations import to_tensors
+from icrl.models.policy import Policy
+from icrl.models.tokens import Previous
+
+
+class LossOutput(NamedTuple):
+    """A batch's loss, and what to log of it."""
+
+    loss: Tensor  # scalar
+    metrics: dict[str, Tensor]  # scalars, detached
+    accuracy_by_position: (
+        Tensor  # (T,) share of labels hit at each position of the window, nan where none was predicted
+    )
+
+
+class Objective(Protocol):
+    """One way to train a policy on windows of histories."""
+
+    def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput: ...
+
+
+def tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on the device."""
+    return torch.as_tensor(np.ascontiguousarray(array), device=device)
+
+
+def previous_steps(window: Window, device: torch.device) -> Previous:
+    """What each token's previous step was: the window shifted by one; the first token has none."""
+
+    def shift(array: np.ndarray) -> Tensor:
+        shifted = np.empty_like(array)
+        shifted[:, 1:] = array[:, :-1]
+        shifted[:, 0] = array[:, 0]
+        return torch.as_tensor(shifted, device=device)
+
+    exists = np.ones(window.reward.shape, bool)
+    exists[:, 0] = False
+    return Previous(
+        exists=torch.as_tensor(exists, device=device),
+        action=shift(window.action),
+        reward=shift(window.reward),
+        ended=shift(window.terminated | window.truncated),
+        final_observation=map_observation(shift, window.next_observation),
+    )
+
+
+def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) -> Tensor:
+    """Head parameters (B, T, ·) of a window in layout ``step``."""
+    device = policy.device
+    return policy.step_window(
+        to_tensors(window.observation, device),
+        previous_steps(window, device),
+        tensor(window.episode, device),
+        tensor(window.episode_step, device),
+        hidden,
+    )
+
+
+def masked_loss(policy: Policy, output: Tensor, labels: Tensor, counted: Tensor, smoothing: float = 0.0) -> LossOutput:
+    """Mean loss and accuracy over the positions that count; ``counted`` (B, T) bool."""
+    weights = counted.float()
+    loss = (policy.head.loss(output, labels, smoothing) * weights).sum() / weights.sum().clamp(min=1)
+    with torch.no_grad():
+        hits = policy.head.hit(output, labels) * weights
+        metrics = {"accuracy": hits.sum() / weights.sum().clamp(min=1)}
+        return LossOutput(loss, metrics, hits.sum(0) / weights.sum(0))

@@ -1,0 +1,77 @@
+"""Decision-Pretrained Transformer: predict the optimal action for a query, for every prefix of a context, the empty one included.
+
+Lee et al. 2023, arXiv 2306.14892, eq. 2. In layout ``step`` the query of prefix t is the observation o_t itself (one token per step; right where
+observations say little, as in bandits). In layout ``transition`` prefix t has a query token of its own, which asks for o_t, the state
+that was reached after those t transitions or, in scattered data, an independent one.
+
+Which histories are fair: what is shown must tell of the task only through what it shows. So windows start at the beginning of a history, sequential
+data keep their order (a random subset of a learner's history would leak what the rest taught it), and scattered transitions, which no learner chose,
+are shuffled at each fetch. Deviation from the public code: the empty prefix is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from icrl.config import ObjectiveConfig
+from icrl.data.sampling import Window
+from icrl.interfaces import UserError, map_observation
+from icrl.models.observations import to_tensors
+from icrl.models.policy import Policy
+from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
+
+
+@dataclass(frozen=True)
+class DecisionPretraining:
+    """DPT's loss."""
+
+    config: ObjectiveConfig
+
+    def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
+        if window.optimal_action is None:
+            raise UserError(
+                "DPT needs optimal actions, which these histories lack: collect from a family with an optimal policy"
+            )
+        if policy.config.layout == "step":
+            labels, counted = (tensor(a, policy.device) for a in (window.optimal_action, window.valid))
+            return masked_loss(policy, step_window(policy, window), labels, counted)
+        return self._query_loss(policy, window, rng)
+
+    def _query_loss(self, policy: Policy, window: Window, rng: np.random.Generator) -> LossOutput:
+        device, length = policy.device, window.reward.shape[1]
+        order = shuffled_order(window, rng)  # (B, P)
+
+        def reorder(array: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(array, order.reshape(order.shape + (1,) * (array.ndim - 2)), 1)
+
+        def shown(observation):
+            return to_tensors(map_observation(reorder, observation), device)
+
+        num = self.config.num_queries or length
+        prefixes = np.sort(rng.choice(length, min(num, length), replace=False))  # prefix p asks for observation p
+        context = (
+            shown(window.observation),
+            tensor(reorder(window.action), device),
+            tensor(reorder(window.reward), device),
+            shown(window.next_observation),
+        )
+        query = to_tensors(map_observation(lambda a: reorder(a)[:, prefixes], window.observation), device)
+        output = policy.query_window(context, query, torch.as_tensor(prefixes, device=device))
+        labels = tensor(reorder(window.optimal_action)[:, prefixes], device)
+        counted = tensor(reorder(window.valid)[:, prefixes], device)
+        result = masked_loss(policy, output, labels, counted)
+        by_position = torch.full((length,), float("nan"), device=device)
+        by_position[torch.as_tensor(prefixes, device=device)] = result.accuracy_by_position
+        return result._replace(accuracy_by_position=by_position)
+
+
+def shuffled_order(window: Window, rng: np.random.Generator) -> np.ndarray:
+    """(B, P) order of the context: shuffled where every episode is one step long, as it came elsewhere; padding stays last."""
+    batch, length = window.reward.shape
+    ended = window.terminated | window.truncated
+    scattered = (ended | ~window.valid).all(1)
+    keys = np.where(scattered[:, None], rng.random((batch, length)), np.arange(length) / length)
+    return np.argsort(np.where(window.valid, keys, 2.0), 1, kind="stable")

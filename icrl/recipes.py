@@ -1,0 +1,243 @@
+"""The recipes: each a plain function that returns one nested frozen dataclass. Copy one to start your own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+from icrl.config import (
+    CollectConfig,
+    EvaluateConfig,
+    FamilyConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Recipe,
+    SourceConfig,
+    TrainConfig,
+)
+from icrl.interfaces import UserError
+
+
+def quickstart() -> Recipe:
+    """Distil a Bayes explorer in the 10×10 Dark Room: a committed search on held-out goals, then straight to them."""
+    return Recipe(
+        name="quickstart",
+        description=_first_line(quickstart),
+        family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100}),
+        collect=CollectConfig(
+            sources=(SourceConfig("nearest_plausible", {"epsilon": 0.1}),),
+            num_histories=8192,
+            steps_per_history=600,
+        ),
+        model=ModelConfig(layout="step", window=300, width=64, num_layers=4, num_heads=4),
+        objective=ObjectiveConfig("ad"),
+        train=TrainConfig(steps=800, validate_every=200),
+        evaluations=(
+            EvaluateConfig(
+                episodes=3,
+                lanes=500,
+                baselines=(
+                    "random",
+                    "optimal",
+                    "blind_sweep",
+                    "sweep_then_return",
+                    "nearest_plausible",
+                    "sample_and_hold",
+                    "posterior_sampling",
+                ),
+            ),
+            EvaluateConfig(episodes=40, lanes=60),
+        ),
+    )
+
+
+def darkroom_dpt() -> Recipe:
+    """Decision-Pretrained Transformer in the 10×10 Dark Room (Lee et al. 2023): offline and online."""
+    offline = {
+        "mode": "offline",
+        "episodes": 1,
+        "lanes": 2000,
+        "baselines": ("random", "optimal", "posterior_sampling"),
+    }
+    return Recipe(
+        name="darkroom-dpt",
+        description=_first_line(darkroom_dpt),
+        family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100}),
+        collect=CollectConfig(
+            sources=(SourceConfig("uniform", scattered=True), SourceConfig("posterior_sampling")),
+            num_histories=20_000,
+            steps_per_history=200,
+            shard_histories=1000,
+        ),
+        model=ModelConfig(
+            layout="transition",
+            window=200,
+            width=64,
+            num_layers=4,
+            num_heads=1,
+            rotary=False,
+            episode_embedding=False,
+        ),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50),
+        train=TrainConfig(steps=1500, batch_size=64, learning_rate=2e-3, validate_every=300, validation_episodes=8),
+        evaluations=(
+            EvaluateConfig(context="random", **offline),
+            EvaluateConfig(context="expert", **offline),
+            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "posterior_sampling")),
+        ),
+    )
+
+
+def darkroom_ad() -> Recipe:
+    """Algorithm Distillation of tabular Q-learning in the 9×9 Dark Room, 20 steps (Laskin et al. 2022)."""
+    return Recipe(
+        name="darkroom-ad",
+        description=_first_line(darkroom_ad),
+        family=FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre"}),
+        collect=CollectConfig(
+            sources=(SourceConfig("q_learning", {"learning_rate": 0.9, "epsilon": 0.05}),),
+            num_histories=1080,
+            steps_per_history=12_000,
+            shard_histories=90,
+        ),
+        model=ModelConfig(window=300, width=96, num_layers=2, num_heads=1),
+        objective=ObjectiveConfig("ad", keep_every=5, start_fraction=0.5),
+        train=TrainConfig(steps=1500, learning_rate=2e-3, validate_every=250, validation_episodes=60),
+        evaluations=(EvaluateConfig(episodes=200, lanes=85, baselines=("random", "optimal", "q_learning")),),
+    )
+
+
+def bandit_dpt() -> Recipe:
+    """Decision-Pretrained Transformer on 5-armed Gaussian bandits: regret beside exact Thompson sampling (Lee et al. 2023)."""
+    arms = {"num_arms": 5, "horizon": 500}
+    baselines = ("thompson", "ucb", "empirical_mean")
+    return Recipe(
+        name="bandit-dpt",
+        description=_first_line(bandit_dpt),
+        family=FamilyConfig("gaussian_bandit", arms | {"noise": 0.3, "num_train_tasks": 40_000}),
+        collect=CollectConfig(
+            sources=(SourceConfig("thompson", weight=2.0), SourceConfig("fixed_odds")),
+            num_histories=40_000,
+            steps_per_history=500,
+            shard_histories=2000,
+        ),
+        model=ModelConfig(window=500, width=64, num_layers=4, num_heads=1, rotary=False),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0),
+        train=TrainConfig(
+            steps=2000,
+            batch_size=32,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=1,
+            validation_lanes=100,
+        ),
+        evaluations=tuple(
+            EvaluateConfig(episodes=1, lanes=2000, family=family, baselines=baselines)
+            for family in (
+                None,
+                FamilyConfig("gaussian_bandit", arms | {"noise": 0.0}),
+                FamilyConfig("gaussian_bandit", arms | {"noise": 0.5}),
+                FamilyConfig("bernoulli_bandit", arms),
+            )
+        ),
+    )
+
+
+def bernoulli_dpt() -> Recipe:
+    """Decision-Pretrained Transformer on 2-armed Bernoulli bandits: the exact posterior, recovered in every small context."""
+    return Recipe(
+        name="bernoulli-dpt",
+        description=_first_line(bernoulli_dpt),
+        family=FamilyConfig("bernoulli_bandit", {"num_arms": 2, "horizon": 21, "num_train_tasks": 200_000}),
+        collect=CollectConfig(
+            sources=(SourceConfig("fixed_odds"),),
+            num_histories=200_000,
+            steps_per_history=21,
+            shard_histories=10_000,
+        ),
+        model=ModelConfig(window=21, width=64, num_layers=3, num_heads=2, rotary=False, episode_embedding=False),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=512,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=1,
+            validation_lanes=500,
+        ),
+        evaluations=(EvaluateConfig(episodes=1, lanes=2000, baselines=("random", "thompson"), posterior_pulls=20),),
+    )
+
+
+def smoke() -> Recipe:
+    """The whole path in under 30 seconds, in a 5×5 Dark Room: is everything in its place?"""
+    return Recipe(
+        name="smoke",
+        description=_first_line(smoke),
+        family=FamilyConfig("darkroom", {"width": 5, "height": 5, "horizon": 15, "num_validation": 5}),
+        collect=CollectConfig(
+            sources=(SourceConfig("nearest_plausible", {"epsilon": 0.1}),),
+            num_histories=64,
+            steps_per_history=90,
+            shard_histories=32,
+            workers=1,
+        ),
+        model=ModelConfig(window=45, width=32, num_layers=2, num_heads=2),
+        objective=ObjectiveConfig("ad"),
+        train=TrainConfig(
+            steps=100,
+            batch_size=16,
+            warmup_steps=10,
+            log_every=10,
+            validate_every=50,
+            validation_episodes=2,
+            validation_lanes=8,
+        ),
+        evaluations=(EvaluateConfig(episodes=4, lanes=20),),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quickstart": quickstart,
+    "darkroom-dpt": darkroom_dpt,
+    "darkroom-ad": darkroom_ad,
+    "bandit-dpt": bandit_dpt,
+    "bernoulli-dpt": bernoulli_dpt,
+    "smoke": smoke,
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name in ``RECIPES``, or the user's own as ``module:function``.
+
+    Raises UserError if there is none of that name, or the function returns something else.
+    """
+    if ":" in name:
+        return _load_function(name)
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(RECIPES)}, or module:function"
+        raise UserError(f"unknown recipe {name!r}: {hint}")
+    return RECIPES[name]()
+
+
+def _load_function(name: str) -> Recipe:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise  # the user's module exists, and something that it imports does not
+        raise UserError(f"recipe {name!r}: there is no module {module_name!r} here or among the packages") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"recipe {name!r}: {module_name} has no function {function_name!r}")
+    recipe = function()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {name!r}: expected an icrl.config.Recipe, got {type(recipe).__name__}")
+    return recipe
+
+
+def _first_line(function: Callable[[], Recipe]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]

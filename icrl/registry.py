@@ -1,0 +1,89 @@
+"""Finding a class by name and building it from options, checked before any work: families and sources alike.
+
+A registry is a dictionary name -> "module:Class", loaded lazily, plus a Python entry-point group, so that a user's own package can
+add names, plus "module:Class" itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from icrl.interfaces import UserError
+
+
+def known_names(builtin: dict[str, str], group: str) -> dict[str, str]:
+    """All names -> "module:Class": the built-in ones and those of the entry-point ``group`` (built-in ones win)."""
+    return {entry.name: entry.value for entry in entry_points(group=group)} | builtin
+
+
+def find_class(kind: str, name: str, builtin: dict[str, str], group: str) -> type:
+    """The class called ``name``, or named as "module:Class". Raises UserError where there is none."""
+    names = known_names(builtin, group)
+    target = names.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        choices = ", ".join(sorted(names))
+        raise UserError(f"unknown {kind} '{name}': expected one of {choices}, or your own as module:Class")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except ImportError as error:
+        raise UserError(
+            f"cannot import {kind} '{name}' ({error}): check that its module is on the Python path"
+        ) from None
+    except AttributeError:
+        raise UserError(f"module {module_name} has no class {class_name}: correct the name of the {kind}") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UserError(f"{kind} '{name}' is not a dataclass: give a frozen dataclass whose fields are its options")
+    return found
+
+
+def build(kind: str, name: str, cls: type, options: dict[str, Any]) -> Any:
+    """``cls(**options)``. Raises UserError naming the option where one is unknown, missing or of the wrong type."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    for key, value in options.items():
+        if key not in fields:
+            choices = ", ".join(fields) or "none"
+            raise UserError(f"unknown option '{key}' of {kind} '{name}': its options are {choices}")
+        if not _fits(value, hints[key]):
+            raise UserError(
+                f"option '{key}' of {kind} '{name}' is {value!r}: expected {_describe(hints[key])}, correct its value"
+            )
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in options:
+            raise UserError(f"{kind} '{name}' needs the option '{key}': give it")
+    return cls(**options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` can be given where ``hint`` is written; hints other than simple ones accept anything."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is type(None):
+        return value is None
+    return True
+
+
+def _describe(hint: Any) -> str:
+    """A type hint in words."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,137 @@
+"""Contradictions between the options of a recipe, found before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from agents import source_class
+from envs import make_family
+from icrl.config import EvaluateConfig, Recipe
+from icrl.interfaces import Family, Tasks, UserError
+
+
+def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
+    """The recipe's family, once its options agree with each other and with the family.
+
+    Raises UserError with one line on the first contradiction.
+    """
+    family = make_family(recipe.family.name, **recipe.family.options) if family is None else family
+    for check in (_collection, _model, _training):
+        for problem in check(recipe, family):
+            raise UserError(problem)
+    for number, evaluation in enumerate(recipe.evaluations):
+        check_evaluation(evaluation, recipe, family, f"evaluations.{number}")
+    return family
+
+
+def check_evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family | None = None, where: str = "") -> None:
+    """Raise UserError if this evaluation of the recipe's policy cannot be done; ``family`` is the recipe's."""
+    prefix = f"--{where}." if where else "--"
+    if evaluation.family is not None or family is None:
+        trained = make_family(recipe.family.name, **recipe.family.options)
+        family = evaluation_family(evaluation, recipe)
+        _same_spaces(trained, family, prefix)
+    for problem in _evaluation(evaluation, recipe, family, prefix):
+        raise UserError(problem)
+
+
+def evaluation_family(evaluation: EvaluateConfig, recipe: Recipe) -> Family:
+    """The family that an evaluation is done on: its own, or the recipe's."""
+    config = evaluation.family or recipe.family
+    return make_family(config.name, **config.options)
+
+
+def split_tasks(family: Family, name: str) -> Tasks:
+    """One list of a family's split, or with ``all`` the three, one after the other."""
+    split = family.split()
+    return np.concatenate(split) if name == "all" else getattr(split, name)
+
+
+def _same_spaces(trained: Family, family: Family, prefix: str) -> None:
+    from icrl.checkpoint import check_spec
+
+    check_spec(trained.spec, family.spec, f"a policy trained for {trained.spec.name} ({prefix}family)")
+
+
+def _positive(config: object, prefix: str, *names: str) -> Iterator[str]:
+    for name in names:
+        if getattr(config, name) < 1:
+            yield f"--{prefix}{name.replace('_', '-')} {getattr(config, name)}: expected at least 1"
+
+
+def _collection(recipe: Recipe, family: Family) -> Iterator[str]:
+    collect = recipe.collect
+    yield from _positive(collect, "collect.", "num_histories", "steps_per_history", "shard_histories", "workers")
+    if not collect.sources:
+        yield "collect.sources is empty: expected at least one source"
+    for number, source in enumerate(collect.sources):
+        if source.weight <= 0:
+            yield f"--collect.sources.{number}.weight {source.weight}: expected more than 0"
+        if source.scattered and recipe.objective.name == "ad":
+            yield (
+                f"--collect.sources.{number}.scattered with the objective ad: single transitions show no learning; "
+                "pass --collect.sources.0.no-scattered or --objective.name dpt"
+            )
+    if len(family.split().train) == 0:
+        yield "the family's split leaves no training tasks: change the family's options"
+
+
+def _model(recipe: Recipe, family: Family) -> Iterator[str]:
+    from icrl.models.policy import check_model
+    from icrl.objectives import check_objective
+
+    model, objective, horizon = recipe.model, recipe.objective, family.spec.horizon
+    yield from _positive(model, "model.", "window", "width", "num_layers", "num_heads", "mlp_ratio")
+    yield from _positive(objective, "objective.", "keep_every")
+    check_model(model)
+    check_objective(objective, model, family.spec)
+    if not 0 <= model.dropout < 1:
+        yield f"--model.dropout {model.dropout}: expected 0 <= dropout < 1"
+    if model.exact_set and model.layout != "transition":
+        yield "--model.exact-set needs --model.layout transition: the layout step is an ordered stream"
+    for name in ("token_mask", "label_smoothing", "start_fraction"):
+        if not 0 <= getattr(objective, name) <= 1:
+            yield f"--objective.{name.replace('_', '-')} {getattr(objective, name)}: expected 0 to 1"
+    if objective.num_queries < 0:
+        yield f"--objective.num-queries {objective.num_queries}: expected 0 (every prefix) or more"
+    if objective.name == "ad" and recipe.collect.steps_per_history < horizon:
+        yield (
+            f"--collect.steps-per-history {recipe.collect.steps_per_history} is shorter than an episode "
+            f"({horizon} steps): algorithm distillation learns across episodes; pass e.g. {4 * horizon}"
+        )
+
+
+def _training(recipe: Recipe, family: Family) -> Iterator[str]:
+    from icrl.optimisation import check_train
+
+    train = recipe.train
+    check_train(train)
+    if not 0 <= train.beta2 < 1:
+        yield f"--train.beta2 {train.beta2}: expected 0 <= beta2 < 1"
+    if len(family.split().validation) == 0:
+        yield "the family's split leaves no validation tasks, on which the checkpoint is chosen: change its options"
+
+
+def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
+    yield from _positive(evaluation, prefix[2:], "episodes", "lanes", "context_size")
+    if not evaluation.seeds:
+        yield f"{prefix}seeds: expected at least one seed"
+    if len(set(evaluation.seeds)) < len(evaluation.seeds):
+        yield f"{prefix}seeds {' '.join(map(str, evaluation.seeds))}: each seed once"
+    if len(split_tasks(family, evaluation.split)) == 0:
+        yield f"the family's split leaves no {evaluation.split} tasks to evaluate on: change the family's options"
+    room = recipe.model.window - (family.spec.horizon if recipe.model.layout == "step" else 0)
+    if evaluation.mode == "offline" and evaluation.context_size > room:
+        beside = " beside the running episode" if recipe.model.layout == "step" else ""
+        yield (
+            f"{prefix}context-size {evaluation.context_size} does not fit the model's window of {recipe.model.window}"
+            f"{beside}: pass {room} or less"
+        )
+    if evaluation.posterior_pulls and not hasattr(family, "count_states"):
+        yield f"{prefix}posterior-pulls needs the family bernoulli_bandit, whose contexts can be listed; pass 0"
+    if evaluation.posterior_pulls > recipe.model.window - (recipe.model.layout == "step"):
+        yield f"{prefix}posterior-pulls {evaluation.posterior_pulls} does not fit the window of {recipe.model.window}"
+    for baseline in evaluation.baselines:
+        source_class(baseline)

@@ -1,0 +1,54 @@
+"""``icrl collect RECIPE --out DATA``: learning histories of the recipe's sources on its training tasks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from icrl.interfaces import UserError
+from icrl.recipes import load_recipe
+from scripts.check import check_recipe
+from scripts.common import first_argument, run_command
+from scripts.recipe_options import parse_recipe, recipe_help
+
+USAGE = "icrl collect RECIPE --out DATA [overrides]"
+DESCRIPTION = (
+    "Collect learning histories: the recipe's sources play its training tasks. A killed collection resumes when the same "
+    "command is run again; the data do not depend on the number of workers."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the histories go."""
+
+    out: Path | None = None
+    """Data folder to write (required). It is resumed if it holds part of the same collection."""
+
+
+def command(argv: list[str]) -> None:
+    """Parse, check, collect, say what came out."""
+    if recipe_help(argv, USAGE, DESCRIPTION, Options):
+        return
+    name, rest = first_argument(argv, "the recipe", USAGE)
+    recipe, options = parse_recipe(
+        load_recipe(name), Options, rest, prog=f"icrl collect {name}", description=DESCRIPTION
+    )
+    if options.out is None:
+        raise UserError(f"icrl collect needs --out DATA; usage: {USAGE}")
+    check_recipe(recipe)
+    from agents.collect import collect
+
+    store = collect(recipe, options.out)
+    print(f"{store.num_histories:,} histories, {store.num_transitions:,} transitions in {options.out}")
+    print(f"look at them: icrl inspect {options.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run as a program; returns the exit status."""
+    return run_command(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""``icrl evaluate RUN``: the trained policy on held-out tasks, weights frozen, against baselines and controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from agents import make_source, source_class
+from icrl.config import EvaluateConfig, Recipe
+from icrl.interfaces import UserError
+from scripts.check import check_evaluation, evaluation_family, split_tasks
+from scripts.common import MachineOptions, check_output_file, device_of, run_command, wants_help
+from scripts.options import parse
+from scripts.recipe_options import EvaluationOptions
+from scripts.records import add_record, read_recipe, table, write_json
+
+if TYPE_CHECKING:
+    from icrl.evaluation import AgentFactory, Evaluation
+
+USAGE = "icrl evaluate RUN [--split test] [--episodes N] [--mode online|offline] [--baselines a b ...] [--json FILE]"
+DESCRIPTION = (
+    "Evaluate a trained policy: its weights stay frozen, all that it learns comes from its own context. By default the first "
+    "evaluation of the run's recipe is repeated; every option changes one thing about it. The result goes into "
+    "RUN/evaluation.json in place of the evaluation of the same options, or with --json to that file alone. Another family "
+    "of the same spaces can be given by name, or the run's own with other options (--family.options...)."
+)
+_POSTERIOR = "the family's exact posterior over tasks"
+PRIVILEGED = {
+    "optimal": "the task",
+    "annealed": "the task",
+    "thompson": _POSTERIOR,
+    "posterior_sampling": _POSTERIOR,
+    "sample_and_hold": _POSTERIOR,
+    "nearest_plausible": _POSTERIOR,
+}
+"""What sources know beyond their context, said beside their row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MachineOptions):
+    """Which run, how often, and where the numbers go."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that icrl train or icrl run wrote."""
+    seeds: int | None = None
+    """Number of evaluation seeds; default: those of the recipe."""
+    seed: int | None = None
+    """Root seed of the evaluation's random streams; default: the recipe's."""
+    json: Path | None = None
+    """Write the statistics to this file instead of RUN/evaluation.json (schema: icrl.evaluation_json.SCHEMA)."""
+
+
+def agent_factories(policy: Any, config: EvaluateConfig) -> dict[str, AgentFactory]:
+    """The in-context agent under "agent", and the baselines by name."""
+    from icrl.in_context import InContextAgent
+
+    def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
+        return InContextAgent(policy, streams=streams, greedy=config.greedy)
+
+    return {"agent": agent, **{name: baseline_factory(name, config.greedy) for name in config.baselines}}
+
+
+def baseline_factory(name: str, greedy: bool) -> AgentFactory:
+    """A source by name; one that has probabilities follows the same action rule as the agent."""
+    has_rule = "greedy" in {f.name for f in dataclasses.fields(source_class(name))}  # pyright: ignore[reportArgumentType]
+    return make_source(name, **({"greedy": greedy} if has_rule else {})).make
+
+
+def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tuple[dict[str, Any], Evaluation]:
+    """Evaluate a policy that ``recipe`` trained; return the record (icrl.evaluation_json.SCHEMA) and what it was made from."""
+    from icrl.evaluation import evaluate
+    from icrl.evaluation_json import evaluation_to_json
+    from icrl.exactness import posterior_distance
+
+    family, seed, factories = evaluation_family(config, recipe), recipe.seed, agent_factories(policy, config)
+    evaluation = evaluate(
+        family,
+        split_tasks(family, config.split),
+        factories,
+        config,
+        root_seed=seed,
+        context_agents={
+            "random": baseline_factory("uniform", False),
+            "expert": baseline_factory("optimal", False),
+        },
+        privileged={name: PRIVILEGED[name] for name in config.baselines if name in PRIVILEGED},
+    )
+    distance = None
+    if config.posterior_pulls:
+        distance = posterior_distance(family, factories["agent"], config.posterior_pulls, seed)
+    options = (config.family or recipe.family).options
+    return evaluation_to_json(evaluation, family_options=options, posterior_distance=distance), evaluation
+
+
+def evaluate_run(
+    run: Path, recipe: Recipe, config: EvaluateConfig, *, device: str, out: Path | None = None
+) -> dict[str, Any]:
+    """Evaluate the best checkpoint of ``run``; write the record and its arrays; return the record.
+
+    ``out`` takes the record alone, otherwise it joins RUN/evaluation.json, a list. Raises UserError for a checkpoint that does not fit
+    the family.
+    """
+    from icrl.checkpoint import load_policy
+
+    policy, _, _ = load_policy(run, "best", device, evaluation_family(config, recipe).spec)
+    record, evaluation = evaluate_policy(policy, recipe, config)
+    if out is not None:
+        write_json(out, record)
+    else:
+        add_record(run, recipe.seed, config, record, evaluation)
+    return record
+
+
+def parse_options(argv: list[str], recipe: Recipe | None) -> tuple[Options, EvaluateConfig]:
+    """The command's own options, and the evaluation: the recipe's first one with what ``argv`` changes."""
+    default = recipe.evaluations[0] if recipe and recipe.evaluations else EvaluateConfig()
+    family = None if recipe is None else recipe.family
+    evaluation = EvaluationOptions.resolve(default, "", argv, family, omit=("seeds",))
+    config = Annotated[evaluation.typed, tyro.conf.arg(name="")]
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("command", Annotated[Options, tyro.conf.arg(name="")]),
+            ("config", config, dataclasses.field(default=evaluation.default())),
+        ],
+    )
+    parsed: Any = parse(arguments, argv, prog="icrl evaluate", description=DESCRIPTION)
+    config, options = evaluation.plain(parsed.config), parsed.command
+    if options.seeds is not None:
+        if options.seeds < 1:
+            raise UserError(f"--seeds {options.seeds}: expected at least 1")
+        config = dataclasses.replace(config, seeds=tuple(range(options.seeds)))
+    if config.family == family:
+        config = dataclasses.replace(config, family=None)
+    return options, config
+
+
+def command(argv: list[str]) -> None:
+    """Parse, check, evaluate, print the table."""
+    run = None if not argv or argv[0].startswith("-") else Path(argv[0])
+    if run is None and not wants_help(argv):
+        raise UserError(f"the run comes first; usage: {USAGE}")
+    recipe = None if run is None else read_recipe(run)
+    options, config = parse_options(argv, recipe)
+    assert run is not None and recipe is not None, "help has exited"
+    if options.seed is not None:
+        recipe = dataclasses.replace(recipe, seed=options.seed)
+    check_evaluation(config, recipe)
+    check_output_file(options.json, "--json")
+    record = evaluate_run(run, recipe, config, device=device_of(options), out=options.json)
+    print(table(record))
+    print(f"statistics: {options.json or run / 'evaluation.json'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run as a program; returns the exit status."""
+    return run_command(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

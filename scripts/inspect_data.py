@@ -1,0 +1,98 @@
+"""``icrl inspect DATA``: what is in a data folder, as a table and a picture: do the sources improve, explore, vary?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from icrl.data import inspect
+from icrl.data.store import HistoryStore
+from icrl.interfaces import UserError
+from scripts.common import check_output_file, run_command
+from scripts.options import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at."""
+
+    data: tyro.conf.Positional[Path]
+    """Data folder (of icrl collect, or RUN/data)."""
+    figure: Path | None = None
+    """Also draw it, to this file (.png, .pdf or .svg)."""
+    histories: int = 1000
+    """Read this many histories, spread evenly over all."""
+    verify: Annotated[bool, tyro.conf.FlagConversionOff] = True
+    """Check the hash of every file first."""
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """``icrl.data.inspect.summary`` as text."""
+    tasks = ", ".join(f"{n} {'training' if name == 'train' else name}" for name, n in summary["tasks"].items())
+    text = [
+        f"family {summary['family']}, horizon {summary['horizon']}, dataset {summary['dataset_hash'][:12]}",
+        f"{summary['histories']:,} histories, {summary['transitions']:,} transitions; tasks: {tasks}",
+    ]
+    for source in summary["sources"]:
+        text += ["", *_source_lines(source)]
+    return text
+
+
+def _source_lines(source: dict[str, Any]) -> list[str]:
+    scattered = ", scattered transitions" if source["scattered"] else ""
+    length = source["history_length"]["mean"]
+    text = [
+        f"{source['name']}{scattered}: {source['histories']:,} histories read, {length:,.0f} steps each (mean); "
+        "by decile of the history (episodes count where they start)",
+        "  decile            " + "".join(f"{d + 1:>8}" for d in range(inspect.DECILES)),
+        "  return per episode" + "".join(_cell(value, 2) for value in source["return_by_decile"]),
+        "  reward per step   " + "".join(_cell(value, 3) for value in source["reward_by_decile"]),
+    ]
+    if source["action_frequencies"] is not None:
+        text.append("  action frequencies" + "".join(_cell(share, 3) for share in source["action_frequencies"]))
+    if coverage := source["coverage"]:
+        seen = round(coverage["share_of_states"] * coverage["states"])
+        text.append(
+            f"  coverage           {seen} of {coverage['states']} observations seen; "
+            f"{coverage['distinct_per_history']:.1f} in a history (mean)"
+        )
+    return text
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return f"{'–':>8}" if value is None else f"{value:8.{digits}f}"
+
+
+def draw(store: HistoryStore, num_histories: int, path: Path) -> None:
+    """The picture of ``icrl.data.inspect.figure`` as a file. UserError where it cannot be written."""
+    try:
+        inspect.figure(store, num_histories).savefig(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--figure {path}: cannot be written ({error}): give another place or .png") from None
+
+
+def command(argv: list[str]) -> None:
+    """Parse, read, print, draw."""
+    description = "Look into a data folder: returns by decile of the history, coverage, action frequencies, a picture."
+    options = parse(Options, argv, prog="icrl inspect", description=description)
+    if options.histories < 1:
+        raise UserError(f"--histories {options.histories}: expected at least 1")
+    check_output_file(options.figure, "--figure")
+    store = HistoryStore.open(options.data, verify=options.verify)
+    print("\n".join(lines(inspect.summary(store, options.histories))))
+    if options.figure is not None:
+        draw(store, options.histories, options.figure)
+        print(f"\nfigure: {options.figure}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run as a program; returns the exit status."""
+    return run_command(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Contracts that every task family obeys, over the registry and its options."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+from envs import FAMILIES, GROUP, family_class, family_names, gymnasium_id, make_family
+from icrl.interfaces import UserError
+from icrl.registry import known_names
+
+VARIANTS = [
+    ("darkroom", {}),
+    ("darkroom", {"width": 5, "height": 4, "horizon": 7, "start": "random", "num_validation": 2}),
+    ("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre", "reward": "once"}),
+    ("darkroom", {"width": 4, "height": 5, "horizon": 9, "permuted_actions": True, "num_validation": 2}),
+    ("gaussian_bandit", {"horizon": 12, "num_train_tasks": 50, "num_test_tasks": 30}),
+    ("gaussian_bandit", {"horizon": 12, "num_arms": 2, "noise": 0.0}),
+    ("bernoulli_bandit", {"horizon": 12, "num_arms": 3}),
+]
+every_family = pytest.mark.parametrize(
+    "name, options", VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))
+)
+
+
+def test_every_registered_family_is_tested():
+    assert {name for name, _ in VARIANTS} == set(FAMILIES)
+    assert set(family_names()) >= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_single_environment_passes_check_env(name):
+    check_env(gym.make(gymnasium_id(name)).unwrapped)
+
+
+@every_family
+def test_single_environment_with_options_passes_check_env(name, options):
+    task = make_family(name, **options).split().test[0]
+    given = {field: task[field].tolist() for field in task.dtype.names}
+    env = gym.make(gymnasium_id(name), **options, **given)
+    check_env(env.unwrapped, skip_render_check=True)
+    env.reset(seed=0)
+    for t in range(make_family(name, **options).spec.horizon):
+        *_, terminated, truncated, _ = env.step(0)
+        assert not terminated and truncated == (t == make_family(name, **options).spec.horizon - 1)
+
+
+def play(env, actions, seed=3):
+    """Observations (T + 1, B, ...), rewards (T, B), truncated (T, B) and the infos of a fixed sequence of actions."""
+    observations, rewards, truncations, infos = [env.reset(seed=seed)[0]], [], [], []
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert not terminated.any()
+        observations.append(observation)
+        rewards.append(reward)
+        truncations.append(truncated)
+        infos.append(info)
+    return np.stack(observations), np.stack(rewards), np.stack(truncations), infos
+
+
+def some_actions(family, num_steps, num_lanes):
+    return np.random.default_rng(0).integers(family.spec.action_space.n, size=(num_steps, num_lanes))
+
+
+@every_family
+def test_spaces_autoreset_and_final_observation(name, options):
+    family = make_family(name, **options)
+    horizon = family.spec.horizon
+    env = family.make_vec(np.resize(family.split().test, 6))
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    observations, rewards, truncated, infos = play(env, some_actions(family, 2 * horizon + 1, 6))
+    assert rewards.dtype == np.float32 and observations.dtype == env.observation_space.dtype
+    assert all(env.observation_space.contains(o) for o in observations)
+    for t, info in enumerate(infos):
+        ended = (t + 1) % horizon == 0
+        assert (truncated[t] == ended).all() and ("final_obs" in info) == ended
+        if ended:
+            assert env.observation_space.contains(info["final_obs"]) and info["_final_obs"].all()
+
+
+@every_family
+def test_a_lane_does_not_depend_on_the_others(name, options):
+    family = make_family(name, **options)
+    tasks, lanes = np.resize(family.split().test, 7), np.array([5, 1, 2])
+    actions = some_actions(family, 2 * family.spec.horizon + 1, 7)
+    whole = play(family.make_vec(tasks), actions)
+    part = play(family.make_vec(tasks[lanes], lane_ids=lanes), actions[:, lanes])
+    for a, b in zip(whole[:3], part[:3], strict=True):
+        np.testing.assert_array_equal(a[:, lanes], b)
+
+
+@every_family
+def test_equal_seeds_give_equal_streams(name, options):
+    family = make_family(name, **options)
+    env, actions = family.make_vec(family.split().test[:3]), some_actions(family, 30, 3)
+    first, again, other = play(env, actions), play(env, actions), play(env, actions, seed=4)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    random = (
+        name == "bernoulli_bandit"
+        or options.get("start") == "random"
+        or (name, options.get("noise")) == ("gaussian_bandit", None)
+    )
+    assert random == any((a != b).any() for a, b in zip(first[:2], other[:2], strict=True))
+
+
+@every_family
+def test_split_is_disjoint_deterministic_and_playable(name, options):
+    parts = make_family(name, **options).split()
+    assert len(parts.train) and len(parts.validation) and len(parts.test)
+    keys = [{task.tobytes() for task in part} for part in parts]
+    assert [len(key) for key in keys] == [len(part) for part in parts]
+    assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+    for part, again in zip(parts, make_family(name, **options).split(), strict=True):
+        np.testing.assert_array_equal(part, again)
+        make_family(name, **options).make_vec(part)
+
+
+def mean_return(family, tasks, policy, episodes):
+    """(N,) mean return of ``policy(env)`` over episodes."""
+    env = family.make_vec(tasks)
+    env.reset(seed=1)
+    return np.sum([env.step(policy(env))[1] for _ in range(episodes * family.spec.horizon)], axis=0) / episodes
+
+
+@every_family
+def test_returns_equal_simulated_ones(name, options):
+    family = make_family(name, **options)
+    tasks = family.split().test[:4]
+    optimal, random = family.optimal_return(tasks), family.random_return(tasks)
+    assert optimal.shape == random.shape == (len(tasks),) and (optimal >= random).all()
+    lanes, rng = np.repeat(tasks, 250), np.random.default_rng(5)
+    num_actions = family.spec.action_space.n  # type: ignore[attr-defined]
+    for policy, expected in (
+        (lambda env: env.optimal_action(), optimal),
+        (lambda env: rng.integers(num_actions, size=len(lanes)), random),
+    ):
+        means = mean_return(family, lanes, policy, episodes=3).reshape(len(tasks), -1)
+        error = means.std(axis=1) / np.sqrt(means.shape[1])
+        assert (np.abs(means.mean(axis=1) - expected) <= 4.5 * error + 1e-4).all()
+
+
+@every_family
+def test_scattered_is_one_step_long(name, options):
+    family = make_family(name, **options).scattered()
+    assert family.spec.horizon == 1
+    env = family.make_vec(np.resize(family.split().train, 400))
+    observations, _, truncated, infos = play(env, some_actions(family, 3, 400))
+    assert truncated.all() and all("final_obs" in info for info in infos)
+    num_states = np.prod(family.spec.observation_space.nvec)  # type: ignore[attr-defined]
+    assert len(np.unique(observations[1], axis=0)) > 0.9 * num_states
+
+
+@every_family
+def test_bad_calls_are_refused(name, options):
+    family = make_family(name, **options)
+    env = family.make_vec(family.split().test[:3])
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(3, int))
+    env.reset(seed=0)
+    for actions in (np.zeros(2, int), np.zeros(3), np.array([0, 0, 99]), np.array([0, -1, 0])):
+        with pytest.raises(UserError, match="actions"):
+            env.step(actions)
+    with pytest.raises(UserError, match="seed"):
+        env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="task"):
+        family.make_vec(family.split().test[:0])
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("darkrom", {}, "unknown family 'darkrom': expected one of"),
+        ("nowhere:Family", {}, "cannot import"),
+        ("envs.darkroom:Nothing", {}, "no class Nothing"),
+        ("envs.darkroom:DarkRoomVectorEnv", {}, "not a dataclass"),
+        ("darkroom", {"widht": 5}, "unknown option 'widht'"),
+        ("darkroom", {"width": "ten"}, "expected int"),
+        ("darkroom", {"start": "middle"}, "'corner' or 'centre' or 'random'"),
+        ("darkroom", {"goal_split": "dtp"}, "'dpt' or 'radt' or int"),
+        ("darkroom", {"goal_split": -1}, "seed"),
+        ("darkroom", {"width": 0}, "at least 1"),
+        ("darkroom", {"width": 1, "height": 1}, "cells"),
+        ("darkroom", {"num_validation": -1}, "num_validation"),
+        ("gaussian_bandit", {"num_arms": 1}, "num_arms"),
+        ("gaussian_bandit", {"noise": -0.1}, "noise"),
+        ("gaussian_bandit", {"num_test_tasks": 0}, "num_test_tasks"),
+    ],
+)
+def test_bad_options_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        make_family(name, **options)
+
+
+def test_bad_tasks_are_refused():
+    cases: list[tuple[dict, str]] = [
+        ({"goal": (10, 0)}, "outside the room"),
+        ({"goal": (1, 2, 3)}, "shape"),
+        ({"gaol": (1, 2)}, "unknown argument 'gaol'"),
+        ({"permuted_actions": True, "goal": (1, 1), "permutation": (0, 0, 1, 2, 3)}, "permutation"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message):
+            gym.make("icrl/DarkRoom-v0", **arguments)
+    with pytest.raises(UserError, match="mean"):
+        gym.make("icrl/GaussianBandit-v0", num_arms=2, means=(0.5, 1.5))
+    with pytest.raises(UserError, match="validation"):
+        make_family("darkroom", width=3, height=3).split()
+
+
+def test_a_family_by_module_and_class():
+    assert family_class("envs.darkroom:DarkRoom") is family_class("darkroom")
+    assert make_family("envs.darkroom:DarkRoom", width=3).spec == make_family("darkroom", width=3).spec
+
+
+def test_entry_points_add_names(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    added = [EntryPoint("mine", "envs.bandit:GaussianBandit", GROUP), EntryPoint("darkroom", "elsewhere:Room", GROUP)]
+    monkeypatch.setattr("icrl.registry.entry_points", lambda group: added if group == GROUP else [])
+    assert known_names(FAMILIES, GROUP)["darkroom"] == FAMILIES["darkroom"]  # built-in names win
+    assert make_family("mine", num_arms=3).spec.action_space.n == 3  # type: ignore[attr-defined]
+
+
+def test_unset_task_fields_are_drawn_and_follow_the_seed():
+    env = gym.make("icrl/DarkRoom-v0", permuted_actions=True, goal=(3, 4)).unwrapped
+    permutations = set()
+    for seed in (0, 0, 1, 2):
+        env.reset(seed=seed)
+        assert env._vec.tasks["goal"][0].tolist() == [3, 4]  # type: ignore[attr-defined]
+        permutations.add(tuple(env._vec.tasks["permutation"][0]))  # type: ignore[attr-defined]
+    assert len(permutations) == 3

@@ -1,0 +1,226 @@
+"""The in-context agent: what it computes through its cache is what the training pass computes on the window that it holds."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Discrete, MultiDiscrete
+
+from icrl.config import ModelConfig
+from icrl.data.sampling import Window
+from icrl.in_context import InContextAgent
+from icrl.interfaces import FamilySpec, Step, UserError
+from icrl.models.policy import make_policy
+from icrl.objectives.base import step_window
+from icrl.seeding import LaneStreams
+
+HORIZON = 4
+
+
+def make_agent(layout="step", window=10, greedy=False, **options):
+    spec = FamilySpec("toy", MultiDiscrete([5, 5]), Discrete(3), HORIZON)
+    config = ModelConfig(
+        layout=layout, window=window, width=16, num_layers=2, num_heads=2, rotary=layout == "step", **options
+    )
+    policy = make_policy(spec, config, 0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    return InContextAgent(policy, seed=1, greedy=greedy)
+
+
+class Script:
+    """A fixed life per lane: random observations and rewards, episodes that end after 2 to 4 steps, differently in each lane."""
+
+    def __init__(self, lanes, length, seed=0):
+        rng = np.random.default_rng(seed)
+        self.observation = rng.integers(0, 5, (length + 1, lanes, 2))
+        self.reward = rng.random((length, lanes)).astype(np.float32)
+        self.ended = np.zeros((length, lanes), bool)
+        for lane in range(lanes):
+            ends = np.cumsum(rng.integers(2, HORIZON + 1, length))
+            self.ended[ends[ends < length], lane] = True
+
+    def step(self, t, action):
+        nothing = np.zeros_like(self.ended[t])
+        return Step(self.observation[t], action, self.reward[t], self.ended[t], nothing, self.observation[t + 1])
+
+
+def live(agent, script, length):
+    """Act and observe; yields t and the head parameters that the actions were drawn from."""
+    outputs = []
+    choose = agent.policy.head.choose
+
+    def spy(params, *rest):
+        outputs.append(params.clone())
+        return choose(params, *rest)
+
+    agent.policy.head.choose = spy
+    for t in range(length):
+        decision = agent.act(script.observation[t])
+        yield t, outputs[-1]
+        agent.observe(script.step(t, decision.action))
+
+
+def as_window(agent, lane, observation):
+    """What the agent holds of a lane, plus the current observation, as a training window of one history."""
+    context, n = agent.context, int(agent.context.lengths[lane])
+    columns = context.columns
+    take = lambda name: columns[name][lane, :n] if columns else np.zeros((0,))  # noqa: E731
+    ended = take("ended").astype(bool)
+    episode = np.concatenate([[0], np.cumsum(ended)])
+    starts = np.concatenate([[0], np.flatnonzero(ended) + 1])
+    step = np.arange(n + 1) - starts[episode]
+    pad = lambda a, last: np.concatenate([a.reshape(n, *np.shape(last)), np.asarray(last)[None]])[None]  # noqa: E731
+    return Window(
+        pad(take("observation"), observation), pad(take("action"), 0).astype(int), pad(take("reward"), 0).astype(np.float32),
+        pad(ended, False), np.zeros((1, n + 1), bool), pad(take("next_observation"), observation), None, None, None,
+        episode[None], step[None], np.ones((1, n + 1), bool), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds():
+    agent, script = make_agent(), Script(3, 40)
+    agent.reset(3)
+    fullest = 0
+    for t, output in live(agent, script, 40):
+        for lane in range(3):
+            window = as_window(agent, lane, script.observation[t, lane])
+            expected = step_window(agent.policy, window)[0, -1]
+            torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
+            assert window.reward.shape[1] <= agent.policy.config.window
+            if len(agent.context.columns):
+                assert agent.context.lengths[lane] == 0 or window.episode_step[0, 0] == 0
+            fullest = max(fullest, window.reward.shape[1])
+    assert fullest == agent.policy.config.window
+
+
+def test_at_an_episodes_start_there_is_room_for_a_whole_one():
+    agent, script = make_agent(), Script(3, 40)
+    agent.reset(3)
+    for t, _ in live(agent, script, 40):
+        begins = agent.context.episode_step == 0
+        assert (agent.context.lengths[begins] + HORIZON <= 10).all(), t
+
+
+def test_a_window_shorter_than_an_episode_is_halved():
+    agent = make_agent(window=4)
+    agent.reset(1)
+    lengths = []
+    script = Script(1, 12)
+    script.ended[:] = False
+    for _ in live(agent, script, 12):
+        lengths.append(int(agent.context.lengths[0]))
+    assert lengths == [0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exact_set", [False, True])
+def test_queries_answer_from_everything_lived_through(exact_set):
+    agent, script = make_agent("transition", exact_set=exact_set), Script(3, 30)
+    agent.reset(3)
+    for t, output in live(agent, script, 30):
+        for lane in range(3):
+            n = int(agent.context.lengths[lane])
+            columns = agent.context.columns
+            names = ("observation", "action", "reward", "next_observation")
+            context = tuple(torch.as_tensor(columns[name][lane, :n][None]) for name in names) if columns else None
+            if not context:
+                continue
+            query = torch.as_tensor(script.observation[t, lane][None, None])
+            expected = agent.policy.query_window(context, query, torch.tensor([n]))[0, 0]
+            torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_resetting_a_lane_equals_a_fresh_agent_and_leaves_the_others_alone(layout):
+    script = Script(3, 20)
+    agent, same, fresh = (make_agent(layout, greedy=True) for _ in range(3))
+    agent.reset(3)
+    same.reset(3)
+    fresh.reset(3)
+    lives = zip(live(agent, script, 20), live(same, script, 20), strict=True)
+    fresh_life = None
+    for (t, output), (_, untouched) in lives:
+        if t >= 7:
+            _, new = next(fresh_life)
+            torch.testing.assert_close(output[1], new[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(output[[0, 2]], untouched[[0, 2]], rtol=1e-4, atol=1e-4)
+        if t == 6:
+            later = Script(3, 20)
+            later.observation, later.reward, later.ended = script.observation[7:], script.reward[7:], script.ended[7:]
+            fresh_life = live(fresh, later, 13)
+            agent_observe = agent.observe
+
+            def observe_then_reset(step):
+                agent_observe(step)
+                agent.reset([1])
+                agent.observe = agent_observe
+
+            agent.observe = observe_then_reset
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_a_saved_context_goes_on_as_if_never_interrupted(layout, tmp_path):
+    script, agent, restored = Script(3, 30), make_agent(layout), make_agent(layout)
+    agent.reset(3)
+    for t in range(15):
+        agent.observe(script.step(t, agent.act(script.observation[t]).action))
+    agent.save_context(tmp_path / "context.npz")
+    restored.restore_context(tmp_path / "context.npz")
+    for t in range(15, 30):
+        first, second = agent.act(script.observation[t]), restored.act(script.observation[t])
+        np.testing.assert_array_equal(first.action, second.action)
+        agent.observe(script.step(t, first.action))
+        restored.observe(script.step(t, second.action))
+
+
+def given_context(lanes, length, seed=0):
+    rng = np.random.default_rng(seed)
+    zeros = np.zeros((lanes, length), int)
+    return Window(
+        rng.integers(0, 5, (lanes, length, 2)), rng.integers(0, 3, (lanes, length)), rng.random((lanes, length)).astype(np.float32),
+        np.ones((lanes, length), bool), zeros > 0, rng.integers(0, 5, (lanes, length, 2)), None, None, None,
+        np.tile(np.arange(length), (lanes, 1)), zeros, zeros == 0, np.arange(lanes), np.zeros(lanes, int), np.zeros(lanes, int),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_loaded_context_is_fixed_and_is_what_the_query_sees():
+    agent, window = make_agent("transition"), given_context(2, 6)
+    agent.load_context(window)
+    script = Script(2, 8)
+    context = tuple(
+        torch.as_tensor(a) for a in (window.observation, window.action, window.reward, window.next_observation)
+    )
+    for t, output in live(agent, script, 8):
+        query = torch.as_tensor(script.observation[t][:, None])
+        torch.testing.assert_close(
+            output, agent.policy.query_window(context, query, torch.tensor([6]))[:, 0], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_too_long_contexts_wrong_lanes_and_foreign_files_are_refused(tmp_path):
+    agent = make_agent("transition")
+    with pytest.raises(UserError, match="room for 10"):
+        agent.load_context(given_context(2, 11))
+    with pytest.raises(UserError, match="first"):
+        make_agent().reset([0])
+    with pytest.raises(UserError, match="streams are for 2"):
+        InContextAgent(agent.policy, streams=LaneStreams(0, "x", lane_ids=2)).reset(3)
+    (tmp_path / "foreign.npz").write_bytes(b"not a context")
+    with pytest.raises(UserError, match="not a saved context"):
+        agent.restore_context(tmp_path / "foreign.npz")
+
+
+def test_masked_actions_are_never_taken():
+    agent, script = make_agent(), Script(50, 10)
+    agent.reset(50)
+    mask = np.ones((50, 3), bool)
+    mask[:, 1] = False
+    for t in range(10):
+        action = agent.act(script.observation[t], mask).action
+        assert (action != 1).all()
+        agent.observe(script.step(t, action))
