@@ -1,5 +1,7 @@
 """The in-context agent: what it computes through its cache is what the training pass computes on the window that it holds."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from icrl.seeding import LaneStreams
 HORIZON = 4
 
 
-def make_agent(layout="step", window=10, greedy=False, **options):
+def make_agent(layout: Literal["step", "transition"] = "step", window=10, greedy=False, **options):
     spec = FamilySpec("toy", MultiDiscrete([5, 5]), Discrete(3), HORIZON)
     config = ModelConfig(
         layout=layout, window=window, width=16, num_layers=2, num_heads=2, rotary=layout == "step", **options
@@ -46,9 +48,18 @@ class Script:
         nothing = np.zeros_like(self.ended[t])
         return Step(self.observation[t], action, self.reward[t], self.ended[t], nothing, self.observation[t + 1])
 
+    def after(self, t):
+        """What is left of the script from step t on."""
+        rest = Script(0, 0)
+        rest.observation, rest.reward, rest.ended = self.observation[t:], self.reward[t:], self.ended[t:]
+        return rest
 
-def live(agent, script, length):
-    """Act and observe; yields t and the head parameters that the actions were drawn from."""
+
+def live(agent, script, length, reset_before=None):
+    """Act and observe; yields t and the head parameters that the actions were drawn from.
+
+    ``reset_before`` = {t: lanes that are reset before step t}.
+    """
     outputs = []
     choose = agent.policy.head.choose
 
@@ -58,6 +69,8 @@ def live(agent, script, length):
 
     agent.policy.head.choose = spy
     for t in range(length):
+        if reset_before and t in reset_before:
+            agent.reset(reset_before[t])
         decision = agent.act(script.observation[t])
         yield t, outputs[-1]
         agent.observe(script.step(t, decision.action))
@@ -136,30 +149,17 @@ def test_queries_answer_from_everything_lived_through(exact_set):
 
 @pytest.mark.parametrize("layout", ["step", "transition"])
 def test_resetting_a_lane_equals_a_fresh_agent_and_leaves_the_others_alone(layout):
-    script = Script(3, 20)
-    agent, same, fresh = (make_agent(layout, greedy=True) for _ in range(3))
+    script, (agent, same, fresh) = Script(3, 20), (make_agent(layout, greedy=True) for _ in range(3))
     agent.reset(3)
     same.reset(3)
     fresh.reset(3)
-    lives = zip(live(agent, script, 20), live(same, script, 20), strict=True)
-    fresh_life = None
-    for (t, output), (_, untouched) in lives:
-        if t >= 7:
-            _, new = next(fresh_life)
-            torch.testing.assert_close(output[1], new[1], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(output[[0, 2]], untouched[[0, 2]], rtol=1e-4, atol=1e-4)
-        if t == 6:
-            later = Script(3, 20)
-            later.observation, later.reward, later.ended = script.observation[7:], script.reward[7:], script.ended[7:]
-            fresh_life = live(fresh, later, 13)
-            agent_observe = agent.observe
-
-            def observe_then_reset(step):
-                agent_observe(step)
-                agent.reset([1])
-                agent.observe = agent_observe
-
-            agent.observe = observe_then_reset
+    outputs = [output for _, output in live(agent, script, 20, reset_before={7: [1]})]
+    untouched = [output for _, output in live(same, script, 20)]
+    new = [output for _, output in live(fresh, script.after(7), 13)]
+    for t in range(20):
+        torch.testing.assert_close(outputs[t][[0, 2]], untouched[t][[0, 2]], rtol=1e-4, atol=1e-4)
+        expected = untouched[t][1] if t < 7 else new[t - 7][1]
+        torch.testing.assert_close(outputs[t][1], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["step", "transition"])

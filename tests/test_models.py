@@ -197,11 +197,12 @@ def test_hidden_tokens_carry_nothing():
     inputs, other = step_inputs(policy), step_inputs(policy, seed=5)
     hidden = torch.zeros(3, 10, dtype=torch.bool)
     hidden[:, 4] = True
-    changed = list(inputs)
-    changed[0] = inputs[0].clone()
-    changed[0][:, 4] = other[0][:, 4]
+    changed = inputs[0].clone()
+    changed[:, 4] = other[0][:, 4]
     with torch.no_grad():
-        torch.testing.assert_close(policy.step_window(*changed, hidden), policy.step_window(*inputs, hidden))
+        torch.testing.assert_close(
+            policy.step_window(changed, *inputs[1:], hidden=hidden), policy.step_window(*inputs, hidden=hidden)
+        )
 
 
 def test_initial_weights_depend_on_the_seed_alone_and_leave_global_randomness_alone():

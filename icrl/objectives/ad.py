@@ -33,8 +33,8 @@ class AlgorithmDistillation:
         if train and config.token_mask > 0:
             masked = rng.random(window.reward.shape) < config.token_mask
             counted, hidden = counted & ~masked, tensor(masked, device)
-        known = config.intended_labels and window.target_action is not None
-        labels = window.target_action if known else window.action
+        intended = window.target_action if config.intended_labels else None
+        labels = window.action if intended is None else intended
         output = step_window(policy, window, hidden)
         smoothing = config.label_smoothing if train else 0.0
         return masked_loss(policy, output, tensor(labels, device), tensor(counted, device), smoothing)

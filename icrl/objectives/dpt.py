@@ -18,7 +18,7 @@ import torch
 
 from icrl.config import ObjectiveConfig
 from icrl.data.sampling import Window
-from icrl.interfaces import UserError, map_observation
+from icrl.interfaces import Array, UserError, map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
 from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
@@ -38,13 +38,15 @@ class DecisionPretraining:
         if policy.config.layout == "step":
             labels, counted = (tensor(a, policy.device) for a in (window.optimal_action, window.valid))
             return masked_loss(policy, step_window(policy, window), labels, counted)
-        return self._query_loss(policy, window, rng)
+        return self._query_loss(policy, window, window.optimal_action, rng)
 
-    def _query_loss(self, policy: Policy, window: Window, rng: np.random.Generator) -> LossOutput:
+    def _query_loss(
+        self, policy: Policy, window: Window, optimal_action: Array, rng: np.random.Generator
+    ) -> LossOutput:
         device, length = policy.device, window.reward.shape[1]
         order = shuffled_order(window, rng)  # (B, P)
 
-        def reorder(array: np.ndarray) -> np.ndarray:
+        def reorder(array: Array) -> Array:
             return np.take_along_axis(array, order.reshape(order.shape + (1,) * (array.ndim - 2)), 1)
 
         def shown(observation):
@@ -60,7 +62,7 @@ class DecisionPretraining:
         )
         query = to_tensors(map_observation(lambda a: reorder(a)[:, prefixes], window.observation), device)
         output = policy.query_window(context, query, torch.as_tensor(prefixes, device=device))
-        labels = tensor(reorder(window.optimal_action)[:, prefixes], device)
+        labels = tensor(reorder(optimal_action)[:, prefixes], device)
         counted = tensor(reorder(window.valid)[:, prefixes], device)
         result = masked_loss(policy, output, labels, counted)
         by_position = torch.full((length,), float("nan"), device=device)
@@ -72,6 +74,6 @@ def shuffled_order(window: Window, rng: np.random.Generator) -> np.ndarray:
     """(B, P) order of the context: shuffled where every episode is one step long, as it came elsewhere; padding stays last."""
     batch, length = window.reward.shape
     ended = window.terminated | window.truncated
-    scattered = (ended | ~window.valid).all(1)
+    scattered = np.all(ended | ~window.valid, axis=1)
     keys = np.where(scattered[:, None], rng.random((batch, length)), np.arange(length) / length)
     return np.argsort(np.where(window.valid, keys, 2.0), 1, kind="stable")
