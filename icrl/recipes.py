@@ -30,9 +30,9 @@ def quickstart() -> Recipe:
             num_histories=8192,
             steps_per_history=600,
         ),
-        model=ModelConfig(layout="step", window=300, width=64, num_layers=4, num_heads=4),
+        model=ModelConfig(window=300, width=96, num_layers=3, num_heads=1, head_width=64),
         objective=ObjectiveConfig("ad"),
-        train=TrainConfig(steps=800, validate_every=200),
+        train=TrainConfig(steps=500, validate_every=125, validation_lanes=70),
         evaluations=(
             EvaluateConfig(
                 episodes=3,
@@ -47,7 +47,13 @@ def quickstart() -> Recipe:
                     "posterior_sampling",
                 ),
             ),
-            EvaluateConfig(episodes=40, lanes=60),
+            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "nearest_plausible")),
+            EvaluateConfig(
+                split="all",
+                episodes=1,
+                lanes=300,
+                baselines=("random", "optimal", "blind_sweep", "nearest_plausible"),
+            ),
         ),
     )
 
@@ -111,7 +117,7 @@ def darkroom_ad() -> Recipe:
 def bandit_dpt() -> Recipe:
     """Decision-Pretrained Transformer on 5-armed Gaussian bandits: regret beside exact Thompson sampling (Lee et al. 2023)."""
     arms = {"num_arms": 5, "horizon": 500}
-    baselines = ("thompson", "ucb", "empirical_mean")
+    baselines = ("random", "optimal", "thompson", "ucb", "empirical_mean")
     return Recipe(
         name="bandit-dpt",
         description=_first_line(bandit_dpt),
@@ -166,7 +172,9 @@ def bernoulli_dpt() -> Recipe:
             validation_episodes=1,
             validation_lanes=500,
         ),
-        evaluations=(EvaluateConfig(episodes=1, lanes=2000, baselines=("random", "thompson"), posterior_pulls=20),),
+        evaluations=(
+            EvaluateConfig(episodes=1, lanes=2000, baselines=("random", "optimal", "thompson"), posterior_pulls=20),
+        ),
     )
 
 

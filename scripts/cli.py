@@ -17,6 +17,7 @@ COMMANDS = {
     "list": "list_names",
     "inspect": "inspect_data",
     "bench": "bench",
+    "reproduce": "reproduce",
 }
 
 OVERVIEW = """\
@@ -39,6 +40,7 @@ Every field of a recipe can be overridden, e.g. --train.steps 2000 --model.width
     list WHAT         families, sources, objectives or recipes, with their options
     inspect DATA      what is in a data folder
     bench             how fast this machine does each step
+    reproduce         run recipes and write the README's tables from what they scored
 
 in this order, for a start:
   icrl run smoke                                     the whole path in half a minute: is everything in its place?

@@ -81,12 +81,12 @@ def add_record(run: Path, seed: int, config: EvaluateConfig, record: dict[str, A
         log_evaluation(writer, record)
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write JSON, whole or not at all. UserError where it cannot be written."""
+def write_json(path: Path, document: Any, indent: int | None = 1) -> None:
+    """Write JSON, whole or not at all; ``indent`` None puts all on one line. UserError where it cannot be written."""
     from icrl.checkpoint import replace_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(document, indent=indent) + "\n").encode())
 
 
 def table(record: dict[str, Any]) -> str:

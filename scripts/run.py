@@ -54,7 +54,9 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     _evaluated(recipe, out, device)
     _say(3, f"{len(records_of(out))} evaluations in {out / 'evaluation.json'}")
     page = build_report([out], out / "report")
-    _say(4, f"report written, {time.perf_counter() - started:.0f} s in all")
+    seconds = time.perf_counter() - started
+    run_folder.update_run(out, seconds=round(run_folder.read_run(out).get("seconds", 0.0) + seconds, 2))
+    _say(4, f"report written, {seconds:.0f} s in all")
     return page
 
 

@@ -24,7 +24,7 @@ from scripts.options import field_docs, one_line
 from scripts.recipe_options import parse_recipe
 
 MODULES = {"list": "list_names", "inspect": "inspect_data"} | {
-    name: name for name in ("run", "collect", "train", "evaluate", "report", "bench")
+    name: name for name in ("run", "collect", "train", "evaluate", "report", "bench", "reproduce")
 }
 
 

@@ -1,0 +1,285 @@
+"""``icrl reproduce [RECIPE...]``: run recipes, keep what they scored under results/, write the README's tables from there.
+
+A recipe is one cell: finished cells are small JSON files that are committed, so a table that was cut off by time goes on where it
+stopped. Tables are generated from the cells alone, never typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from icrl.interfaces import UserError
+from icrl.published import section
+from icrl.recipes import RECIPES, load_recipe
+from scripts.common import MachineOptions, existing_folder, run_command
+from scripts.options import parse
+from scripts.records import records_of, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = ("<!-- results: written by `icrl reproduce`, not by hand -->", "<!-- end of results -->")
+DARKROOM, BANDIT, AD = (
+    section(name) for name in ("darkroom_10x10_dpt_protocol", "bandit_5_arm_dpt_protocol", "darkroom_9x9_ad_protocol")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MachineOptions):
+    """Which recipes, and where what lies."""
+
+    recipes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Recipes to run, one after the other; default: all but smoke. Those already finished in their run folder are not run again."""
+    runs: Path = Path("runs")
+    """Folder of the run folders."""
+    results: Path = ROOT / "results"
+    """Folder of the cells."""
+    readme: Path = ROOT / "README.md"
+    """Text whose results section is written anew."""
+    tables_only: bool = False
+    """Write the tables from the cells that are there, and run nothing."""
+
+
+# the cells
+
+
+def make_cell(run: Path) -> dict[str, Any]:
+    """What is kept of a finished run: recipe, data, versions, machine, times, and of every evaluation its record and scores per task."""
+    from icrl.checkpoint import read_json
+    from icrl.evaluation_json import load_artefacts
+
+    about = read_json(run / "run.json")
+    evaluations = []
+    for index, record in enumerate(records_of(run)):
+        tasks, lane_task, agents = load_artefacts(run / f"evaluation-{index}.npz")
+        scores = {name: _scores(arrays["returns"], lane_task, len(tasks)) for name, arrays in agents.items()}
+        evaluations.append({"record": record, "return_by_seed_and_task": scores})
+    kept = ("dataset_hash", "versions", "machine", "device", "threads", "started", "seconds_trained", "seconds")
+    return {
+        "recipe": read_json(run / "recipe.json"),
+        **{key: about[key] for key in kept if key in about},
+        "evaluations": evaluations,
+    }
+
+
+def _scores(returns: Any, lane_task: Any, num_tasks: int) -> list[list[float]]:
+    """Returns (S, L, E) -> mean per seed and task (S, N), over lanes and episodes."""
+    per_lane = returns.mean(2)  # (S, L)
+    return [[round(float(seed[lane_task == n].mean()), 3) for n in range(num_tasks)] for seed in per_lane]
+
+
+def write_cell(results: Path, name: str, run: Path) -> None:
+    """Put a finished run's cell, and for the quickstart its main figure, into the folder of results."""
+    write_json(results / f"{name}.json", make_cell(run), indent=None)
+    figures = sorted((run / "report").glob("return-2-*.png"))
+    if name == "quickstart" and figures:
+        shutil.copyfile(figures[0], results / "quickstart.png")
+
+
+def read_cells(results: Path) -> dict[str, dict[str, Any]]:
+    """The finished cells by recipe."""
+    files = [results / f"{name}.json" for name in RECIPES]
+    return {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
+
+
+# the tables
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the results table."""
+
+    recipe: str
+    evaluation: int
+    what: str
+    measured: Callable[[Mapping[str, Any]], str]  # of the evaluation's record
+    exact: Callable[[Mapping[str, Any]], str]  # the same of an agent with exact inference, on the same tasks
+    published: str
+
+
+def mean(estimate: Mapping[str, Any], digits: int = 1) -> str:
+    """``43.7 [32.0, 56.3]``."""
+    low, high = estimate["over_tasks"]
+    return f"{estimate['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def episodes(row: str, *numbers: int) -> Callable[[Mapping[str, Any]], str]:
+    """Returns of the row in some episodes."""
+
+    def show(record: Mapping[str, Any]) -> str:
+        curve = record["agents"][row]["return_by_episode"]
+        return " / ".join(
+            mean({"mean": curve["mean"][e - 1], "over_tasks": curve["over_tasks"][e - 1]}) for e in numbers
+        )
+
+    return show
+
+
+def late(row: str) -> Callable[[Mapping[str, Any]], str]:
+    """Mean return of the late episodes, the last quarter."""
+    return lambda record: mean(record["agents"][row]["late_return"])
+
+
+def regret(row: str) -> Callable[[Mapping[str, Any]], str]:
+    """Cumulative regret of the row."""
+    return lambda record: mean(record["agents"][row]["bandit"]["final_regret"], 2)
+
+
+def regret_and_ratio(record: Mapping[str, Any]) -> str:
+    """The agent's regret, and over Thompson sampling's on the same tasks and draws."""
+    ratio = record["agents"]["thompson"]["bandit"]["regret_ratio_of_agent"]
+    return f"{regret('agent')(record)}, ratio {mean(ratio, 3)}"
+
+
+def distance(record: Mapping[str, Any]) -> str:
+    """Total variation to the exact posterior, and between two orders of the same pulls."""
+    found = record["posterior_distance"]
+    return f"{found['to_posterior']:.4f}; between two orders {found['between_orders']:.4f}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " / ".join(map(str, values))
+
+
+def _bandit_line(evaluation: int, key: str) -> Line:
+    numbers = BANDIT["regret_500"][key]
+    published = f"{numbers['DPT']} ({numbers['DPT'] / numbers['Thompson']:.2f} × Thompson)"
+    what = f"5-armed bandit, {key}: regret after 500 pulls"
+    return Line("bandit-dpt", evaluation, what, regret_and_ratio, regret("thompson"), published)
+
+
+_ONLINE, _OFFLINE = DARKROOM["online_return_by_episode"]["DPT"], DARKROOM["offline_return"]
+LINES = (
+    Line(
+        "quickstart",
+        0,
+        "10×10 Dark Room, held-out goals: return of episode 1 / 2 / 3",
+        episodes("agent", 1, 2, 3),
+        episodes("nearest_plausible", 1, 2, 3),
+        f"DPT {_numbers([_ONLINE[e] for e in '123'])}",
+    ),
+    Line(
+        "quickstart",
+        1,
+        "the same: episodes 31 to 40",
+        late("agent"),
+        late("nearest_plausible"),
+        f"DPT {_ONLINE['40']} at 40",
+    ),
+    Line(
+        "quickstart",
+        2,
+        "the same, all 100 goals: episode 1",
+        episodes("agent", 1),
+        episodes("nearest_plausible", 1),
+        "",
+    ),
+    Line(
+        "darkroom-dpt",
+        0,
+        "offline, 100 random transitions",
+        episodes("agent", 1),
+        episodes("posterior_sampling", 1),
+        f"DPT {_OFFLINE['random_context']['DPT']}",
+    ),
+    Line(
+        "darkroom-dpt",
+        1,
+        "offline, 100 expert transitions",
+        episodes("agent", 1),
+        episodes("posterior_sampling", 1),
+        f"DPT {_OFFLINE['expert_context']['DPT']}",
+    ),
+    Line(
+        "darkroom-dpt",
+        2,
+        "online, a sample per step: episode 1 / 2 / 40",
+        episodes("agent", 1, 2, 40),
+        episodes("posterior_sampling", 1, 2, 40),
+        f"DPT {_numbers([_ONLINE[e] for e in ('1', '2', '40')])}",
+    ),
+    Line(
+        "darkroom-ad",
+        0,
+        "9×9 Dark Room, 20 steps, distilled Q-learning: episode 1 / 50 / 200",
+        episodes("agent", 1, 50, 200),
+        lambda record: f"its source from scratch {episodes('q_learning', 200)(record)}",
+        f"AD {AD['online_return_by_episode']['AD']['200']} at 200",
+    ),
+    *(_bandit_line(index, key) for index, key in enumerate(["sd 0.3", "sd 0.0", "sd 0.5", "Bernoulli (unseen noise)"])),
+    Line(
+        "bernoulli-dpt",
+        0,
+        "2-armed Bernoulli bandit: total variation to the exact posterior",
+        distance,
+        lambda record: "0",
+        "",
+    ),
+)
+
+
+def results_text(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables in Markdown: the results, and what they cost."""
+    rows = [
+        f"| {line.what} | {line.measured(record)} | {line.exact(record)} | {line.published or '–'} | `icrl run {line.recipe}` |"
+        for line in LINES
+        if line.recipe in cells
+        for record in [cells[line.recipe]["evaluations"][line.evaluation]["record"]]
+    ]
+    costs = [
+        f"| `icrl run {name}` | {cell['seconds_trained'] / 60:.1f} | {cell['seconds'] / 60:.1f} | {_machine(cell)} |"
+        for name, cell in cells.items()
+    ]
+    head = "| what | this project | exact inference, same tasks | published | command |\n|---|---|---|---|---|"
+    cost_head = "| command | training, minutes | in all, minutes | machine |\n|---|---|---|---|"
+    return "\n".join([head, *rows, "", cost_head, *costs])
+
+
+def _machine(cell: Mapping[str, Any]) -> str:
+    return f"{cell['machine']['cpu']}, {cell['threads']} threads, {cell['device']}"
+
+
+def write_readme(readme: Path, text: str) -> None:
+    """Put ``text`` between the two marks of the README."""
+    old = readme.read_text(encoding="utf-8")
+    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
+    if not pattern.search(old):
+        raise UserError(f"{readme} has no place for results: put in the two lines {MARKS[0]} and {MARKS[1]}")
+    readme.write_text(pattern.sub(lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", old), encoding="utf-8")
+
+
+def command(argv: list[str]) -> None:
+    """Parse, run what is missing, write cells and tables."""
+    from scripts.run import run_recipe
+
+    options = parse(
+        Options,
+        argv,
+        prog="icrl reproduce",
+        description="Run recipes (or go on with them), keep their scores under results/, and write the README's tables from these.",
+    )
+    recipes = {name: load_recipe(name) for name in options.recipes or [n for n in RECIPES if n != "smoke"]}
+    existing_folder(options.readme.parent, "the folder of the README", options.readme.name)
+    for name in () if options.tables_only else recipes:
+        run = options.runs / name
+        run_recipe(recipes[name], run, options)
+        write_cell(options.results, name, run)
+    cells = read_cells(options.results)
+    write_readme(options.readme, results_text(cells))
+    print(f"{len(cells)} cells in {options.results}, tables in {options.readme}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run as a program; returns the exit status."""
+    return run_command(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
