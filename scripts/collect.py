@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from icrl.interfaces import UserError
@@ -21,10 +21,12 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Options:
-    """Where the histories go."""
+    """Where the histories go, and how many processes collect them."""
 
     out: Path | None = None
     """Data folder to write (required). It is resumed if it holds part of the same collection."""
+    workers: int | None = None
+    """Processes; default: collect.workers of the recipe."""
 
 
 def command(argv: list[str]) -> None:
@@ -37,6 +39,8 @@ def command(argv: list[str]) -> None:
     )
     if options.out is None:
         raise UserError(f"icrl collect needs --out DATA; usage: {USAGE}")
+    if options.workers is not None:
+        recipe = replace(recipe, collect=replace(recipe.collect, workers=options.workers))
     check_recipe(recipe)
     from agents.collect import collect
 

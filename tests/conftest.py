@@ -10,18 +10,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start_icrl(*argv: str | Path, cwd: Path = ROOT, module: str = "icrl") -> subprocess.Popen[str]:
-    """Start a module of the project as a program, on one thread."""
+def start_icrl(
+    *argv: str | Path, cwd: Path = ROOT, module: str = "icrl", threads: int | None = 1
+) -> subprocess.Popen[str]:
+    """Start a module of the project as a program, on one thread (None: on all)."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "80"}
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, "-m", module, *map(str, argv)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def run_icrl(*argv: str | Path, cwd: Path = ROOT, module: str = "icrl") -> subprocess.CompletedProcess[str]:
+def run_icrl(
+    *argv: str | Path, cwd: Path = ROOT, module: str = "icrl", threads: int | None = 1
+) -> subprocess.CompletedProcess[str]:
     """The same, waited for."""
-    with start_icrl(*argv, cwd=cwd, module=module) as process:
+    with start_icrl(*argv, cwd=cwd, module=module, threads=threads) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -23,7 +23,7 @@ from icrl.recipe_json import recipe_from_json
 from icrl.training import TrainingInterruptedError, train
 
 # losses of the first ten steps: a change that should not change the mathematics leaves them as they are
-GOLDEN = [1.586556, 1.397427, 1.154965, 1.157328, 1.139863, 1.253172, 1.066185, 1.058594, 1.056003, 1.163031]
+GOLDEN = [1.587649, 1.376500, 1.133479, 1.149548, 1.127926, 1.245629, 1.064144, 1.054541, 1.047312, 1.143274]
 MEASURED = ("speed/", "memory/", "validation/seconds")
 
 
@@ -169,7 +169,7 @@ def test_the_loss_of_ten_steps_is_the_golden_one(store):
     learner = Learner(recipe, store.spec, torch.device("cpu"))
     sampler = training.WindowSampler(store, 16, start_fraction=recipe.objective.start_fraction, seed=recipe.seed)
     losses = [learner.update(sampler.batch(step, 8), step).loss for step in range(10)]
-    np.testing.assert_allclose(losses, GOLDEN, atol=2e-4)
+    np.testing.assert_allclose(losses, GOLDEN, atol=2e-5)
 
 
 def test_global_random_state_is_left_alone(store, tmp_path):

@@ -1,0 +1,73 @@
+"""The project's bars, measured for real: recipes, speed, memory. Hours on two cores, so only behind `make check-slow`.
+
+Recipes run into runs/ beside the code and are resumed there; a finished one is only read. Times are those of its cell.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import ROOT, run_icrl
+
+pytestmark = pytest.mark.slow
+
+
+def finished(recipe: str) -> tuple[list[dict[str, Any]], float]:
+    """The evaluations of a recipe's run, and the minutes that it took in all."""
+    run = ROOT / "runs" / recipe
+    done = run_icrl("run", recipe, "--out", run, threads=None)
+    assert done.returncode == 0, done.stderr[-2000:]
+    minutes = json.loads((run / "run.json").read_text())["seconds"] / 60
+    return json.loads((run / "evaluation.json").read_text()), minutes
+
+
+def curve(record: dict[str, Any], row: str = "agent") -> list[float]:
+    return record["agents"][row]["return_by_episode"]["mean"]
+
+
+def test_quickstart():
+    (short, long, everywhere), minutes = finished("quickstart")
+    assert short["lanes"] >= 500 and long["lanes"] >= 60 and everywhere["num_tasks"] == 100
+    first, second, third = curve(short)
+    assert first >= 40 and second >= 86 and third >= 88
+    assert sum(curve(long)[3:]) / 37 >= 88
+    assert short["verdict"]["learned"] and minutes <= 5
+    controls = {"random", "optimal", "blind_sweep", "sweep_then_return", "nearest_plausible", "agent, rewards hidden"}
+    assert controls <= set(short["agents"])
+
+
+def test_darkroom_dpt():
+    (random, expert, online), minutes = finished("darkroom-dpt")
+    assert random["lanes"] >= 2000 and random["context_size"] == 100
+    assert curve(random)[0] >= curve(random, "posterior_sampling")[0] - 3
+    assert curve(expert)[0] >= 87
+    assert curve(online)[39] >= 78 and minutes <= 25
+
+
+def test_darkroom_ad():
+    (online,), minutes = finished("darkroom-ad")
+    assert curve(online)[0] <= 3 and curve(online)[199] >= 13
+    assert online["verdict"]["learned"] and minutes <= 30
+
+
+def test_bandit_dpt():
+    (known, *others), minutes = finished("bandit-dpt")
+    ratio = known["agents"]["thompson"]["bandit"]["regret_ratio_of_agent"]
+    assert known["num_tasks"] >= 2000 and ratio["over_tasks"][1] <= 1.15
+    assert [record["family_options"].get("noise") for record in others] == [0.0, 0.5, None] and minutes <= 20
+
+
+def test_bernoulli_dpt():
+    (record,), _ = finished("bernoulli-dpt")
+    distance = record["posterior_distance"]
+    assert distance["max_pulls"] == 20 and distance["to_posterior"] < 0.02
+
+
+def test_bench(tmp_path):
+    """Every figure of `icrl bench` reaches its bar (run it on an otherwise idle machine)."""
+    done = run_icrl("bench", "--json", tmp_path / "bench.json", threads=None)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    barred = [figure for figure in figures if figure["bar"] is not None]
+    missed = [f for f in barred if (f["median"] > f["bar"] if f["at_most"] else f["median"] < f["bar"])]
+    assert len(barred) >= 6 and missed == []
