@@ -36,10 +36,14 @@ def lanes_of_reset(lanes: int | Sequence[int] | Array, num_lanes: int) -> slice 
 
 
 def num_actions(env: TaskVectorEnv, who: str) -> int:
-    """Number of actions. Raises UserError, naming ``who``, where actions are not discrete."""
+    """Number of actions. Raises UserError, naming ``who``, where actions are not discrete or do not count from 0."""
     if not isinstance(env.single_action_space, Discrete):
         raise UserError(
             f"{who} needs discrete actions, this family has {env.single_action_space}: choose another source"
+        )
+    if env.single_action_space.start != 0:
+        raise UserError(
+            f"{who} needs actions that count from 0, this family's start at {env.single_action_space.start}: shift them in the family"
         )
     return int(env.single_action_space.n)
 

@@ -59,6 +59,7 @@ class _QLearner:
         else:
             raise UserError(f"q_learning needs a table of states, this family observes {space}: choose another source")
         self._options, self._streams = options, streams
+        self._first = np.asarray(space.start, np.intp)  # index of the first state, by coordinate
         self._strides = np.cumprod([1, *sizes[:0:-1]])[::-1]  # (n,) of the flat state number
         self._num_states, self._num_actions = int(np.prod(sizes)), num_actions(env, "q_learning")
         self._values = np.empty((env.num_envs, self._num_states, self._num_actions), np.float32)  # (B, S, A)
@@ -75,7 +76,7 @@ class _QLearner:
         )
 
     def _state(self, observation: Array) -> Array:
-        return observation.reshape(len(self._lanes), -1).astype(np.intp) @ self._strides
+        return (observation.reshape(len(self._lanes), -1).astype(np.intp) - self._first) @ self._strides
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         values = self._values[self._lanes, self._state(observation)]  # (B, A)

@@ -21,7 +21,7 @@ class Uniform:
         """Raises UserError for actions that are neither discrete nor in a bounded box."""
         space = env.single_action_space
         if isinstance(space, Discrete):
-            return _UniformDiscrete(int(space.n), streams)
+            return _UniformDiscrete(space, streams)
         if isinstance(space, Box) and space.is_bounded() and len(space.shape) == 1:
             return _UniformBox(space, streams)
         raise UserError(f"uniform actions need a discrete space or a bounded box of vectors, this family has {space}")
@@ -60,14 +60,14 @@ class _FixedOdds(Stateless):
 
 
 class _UniformDiscrete(Stateless):
-    def __init__(self, num_actions: int, streams: LaneStreams):
-        self._num_actions, self._streams = num_actions, streams
+    def __init__(self, space: Discrete, streams: LaneStreams):
+        self._start, self._num_actions, self._streams = int(space.start), int(space.n), streams
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         if action_mask is None:
-            action = self._streams.integers(self._num_actions)
+            action = self._start + self._streams.integers(self._num_actions)
             return Decision(action, None, np.full(len(action), -np.log(self._num_actions), np.float32))
-        action = self._streams.choice(action_mask)
+        action = self._start + self._streams.choice(action_mask)
         return Decision(action, None, -np.log(action_mask.sum(axis=1)).astype(np.float32))
 
 

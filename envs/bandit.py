@@ -6,6 +6,7 @@ seed face the same draws (common random numbers) and differ by their choices alo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ from envs.bandit_posterior import BernoulliPosterior, GaussianPosterior
 from envs.base import NativeVectorEnv
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
+
+_MOST_STATES = 2_000_000
+"""Count states that are listed."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,19 @@ class BernoulliBandit(_Bandit):
         return BernoulliBanditVectorEnv(self.spec, tasks, lane_ids)
 
     def count_states(self, max_pulls: int) -> tuple[Array, Array]:
-        """Pulls (N, A) and successes (N, A) of every state with at most ``max_pulls`` pulls in all."""
-        axes = [np.arange(max_pulls + 1)] * (2 * self.num_arms)
-        counts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, self.num_arms, 2)  # successes, failures
-        counts = counts[counts.sum((1, 2)) <= max_pulls]
+        """Pulls (N, A) and successes (N, A) of every state with at most ``max_pulls`` pulls in all. Raises UserError where they are too many."""
+        num_states = math.comb(max_pulls + 2 * self.num_arms, 2 * self.num_arms)
+        if num_states > _MOST_STATES:
+            raise UserError(
+                f"{self.num_arms} arms have {num_states:,} count states of up to {max_pulls} pulls: expected at most {_MOST_STATES:,}, "
+                "choose fewer pulls"
+            )
+        counts = np.zeros((1, 0), np.int64)
+        for _ in range(2 * self.num_arms):  # one count after the other, each up to what the ones before it leave
+            left = max_pulls - counts.sum(1)
+            following = np.concatenate([np.arange(n + 1) for n in left])
+            counts = np.column_stack([np.repeat(counts, left + 1, axis=0), following])
+        counts = counts.reshape(-1, self.num_arms, 2)  # successes, failures
         return counts.sum(2), counts[..., 0]
 
     def posterior(self, env: TaskVectorEnv) -> Posterior:

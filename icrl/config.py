@@ -29,7 +29,7 @@ class SourceConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the source's own dataclass."""
     scattered: bool = False
-    """Collect single transitions from uniformly drawn states instead of whole episodes."""
+    """Collect single transitions from uniformly drawn states instead of whole episodes; for sources that do not learn: DPT shuffles them."""
     weight: float = 1.0
     """Share of the histories that this source leaves, relative to the other sources."""
 
@@ -159,8 +159,9 @@ class EvaluateConfig:
     """Offline: transitions in the context."""
     greedy: bool = False
     """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
-    baselines: tuple[str, ...] = ("random", "optimal")
-    """Sources to evaluate beside the agent (see `icrl list sources`)."""
+    baselines: tuple[str, ...] = ("random", "optimal", "source")
+    """Sources to evaluate beside the agent (see `icrl list sources`); `source` stands for those that left the recipe's histories, with
+    their options."""
     posterior_pulls: int = 0
     """Bernoulli bandits: also compare the agent with the exact posterior in every count state up to this many pulls."""
     hide_rewards: bool = True

@@ -88,7 +88,8 @@ def _uniform_action(env: TaskVectorEnv, streams: LaneStreams, mask: Array | None
     """(B,) or (B, action_dim), uniform over what is allowed."""
     space = env.single_action_space
     if isinstance(space, gym.spaces.Discrete):
-        return streams.choice(np.ones((env.num_envs, int(space.n))) if mask is None else mask.astype(float))
+        weights = np.ones((env.num_envs, int(space.n))) if mask is None else mask.astype(float)
+        return int(space.start) + streams.choice(weights)
     assert isinstance(space, gym.spaces.Box), "action spaces are Discrete or Box"
     shares = streams.uniform(num=int(np.prod(space.shape))).reshape(env.num_envs, *space.shape)
     return (space.low + shares * (space.high - space.low)).astype(space.dtype)

@@ -96,6 +96,7 @@ def _context(action: Array, reward: Array) -> Window:
         history=lanes,
         first_episode=np.zeros(batch, np.int64),
         task=none_of_training,
+        scattered=np.zeros(batch, bool),
     )
 
 
@@ -104,7 +105,7 @@ def _agent_probs(family: Family, factory: AgentFactory, context: Window, seed: i
     batch = len(context.reward)
     env = _some_env(family, batch)
     agent = factory(family, env, LaneStreams(seed, "posterior distance", lane_ids=batch), 1)
-    agent.load_context(context)  # type: ignore[attr-defined]
+    agent.load_context(context, running=True)  # type: ignore[attr-defined]
     return agent.action_probs(np.zeros((batch, 1), np.int16))  # type: ignore[attr-defined]
 
 

@@ -2,21 +2,24 @@
 
 The rule, one for training and deployment: a window starts at the beginning of an episode. When, at an episode's start, a lane's window has no room for one
 more whole episode, its oldest episodes are forgotten until half of the window is free, and the kept ones are read again from scratch: exactly what
-a training window that starts in the middle of a history looks like; keys that had seen the forgotten part do not survive. A window shorter
-than an episode is halved when it is full. So cost per step does not grow with the length of the life, and reading again costs less than a
-token per step.
+a training window that starts in the middle of a history looks like; keys that had seen the forgotten part do not survive. A window that holds less
+than two episodes, or transitions without order (layout ``transition``), is halved when it is full. So cost per step does not grow with the length
+of the life, and reading again costs less than a token per step.
 """
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from icrl.data.sampling import Window
+from icrl.data.schema import flatten, unflatten
+from icrl.files import replace_file
 from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.observations import to_tensors
@@ -49,13 +52,14 @@ class Context:
 
     def append(self, step: Step) -> None:
         """Add one transition to every lane."""
+        step = step._replace(reward=np.asarray(step.reward, np.float32))
         if not self.columns:
             self._allocate(step)
         lanes = np.arange(len(self.lengths))
         values = {
             "observation": step.observation,
             "action": step.action,
-            "reward": np.asarray(step.reward, np.float32),
+            "reward": step.reward,
             "next_observation": step.next_observation,
             "ended": step.ended,
             "episode_step": self.episode_step,
@@ -163,10 +167,11 @@ class InContextAgent:
     # contexts
 
     @torch.no_grad()
-    def load_context(self, window: Window) -> None:
+    def load_context(self, window: Window, *, running: bool = False) -> None:
         """Offline use: make a given dataset (B, P transitions, lane i for lane i) the fixed context. ``observe`` then adds nothing to it.
 
-        In layout ``step`` the running episode itself is still read, since a token holds what the step before it was.
+        In layout ``step`` the running episode itself is still read, since a token holds what the step before it was. It is a new episode,
+        or with ``running`` the context's last one, which goes on.
         """
         batch, length = window.reward.shape
         room = self.policy.config.window - (self.policy.config.layout == "step")
@@ -176,44 +181,53 @@ class InContextAgent:
         for t in range(length):
             step = Step(*(map_observation(lambda a, t=t: a[:, t], getattr(window, name)) for name in Step._fields))
             self.context.append(step)
-        self.context.episode_step[:] = 0
+        if not running:
+            if length:
+                self.context.columns["ended"][:, length - 1] = True
+            self.context.episode_step[:] = 0
         self._reread(np.arange(batch))
         self._pending[:] = False
         self._fixed = True
 
     def save_context(self, path: str | Path) -> None:
-        """Write what every lane has lived through, and its random streams, to an .npz file."""
-        arrays: dict[str, Any] = {"lengths": self.context.lengths, "episode_step": self.context.episode_step}
+        """Write what every lane has lived through, and its random streams, to an .npz file, whole or not at all."""
+        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step")}
+        arrays |= {"counters": self.streams.counters, "fixed": np.array(self._fixed)}
         for name, column in self.context.columns.items():
-            parts = column.items() if isinstance(column, dict) else [("", column)]
-            arrays |= {f"columns/{name}/{key}": part for key, part in parts}
-        np.savez_compressed(path, counters=self.streams.counters, fixed=np.array(self._fixed), **arrays)
+            arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        replace_file(Path(path), buffer.getvalue())
 
     def restore_context(self, path: str | Path) -> None:
-        """Go on from a saved context: the agent then acts as the one that saved it would have."""
+        """Go on from a saved context: the agent then acts as the one that saved it would have. Raises UserError for any other file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 saved = {key: file[key] for key in file.files}
-        except (OSError, ValueError) as error:
+            self._restore(saved)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             raise UserError(f"{path} is not a saved context ({error}): give a file that save_context wrote") from None
-        self.reset(len(saved["lengths"]))
-        columns: dict[str, Observation] = {}
-        for key, array in saved.items():
-            if key.startswith("columns/"):
-                _, name, part = key.split("/", 2)
-                if part:
-                    columns.setdefault(name, {})[part] = array
-                else:
-                    columns[name] = array
-        if columns and columns["ended"].shape[1] != self.context.window:
-            raise UserError(
-                f"{path} was saved with a window of {columns['ended'].shape[1]} steps, the policy's is {self.context.window}"
-            )
-        self.context.columns = columns
-        self.context.lengths, self.context.episode_step = saved["lengths"], saved["episode_step"]
-        self.streams.counters[:] = saved["counters"]
-        self._fixed = bool(saved["fixed"])
         self._reread(np.flatnonzero(self.context.lengths))
+
+    def _restore(self, saved: dict[str, Array]) -> None:
+        """The state that ``save_context`` wrote; KeyError where something is missing."""
+        lengths, episode_step, counters = saved["lengths"], saved["episode_step"], saved["counters"]
+        columns: dict[str, Observation] = {}
+        if len(saved) > 4:
+            space = self.policy.spec.observation_space
+            for name in ("action", "reward", "ended", "episode_step"):
+                columns[name] = saved[f"columns/{name}"]
+            for name in ("observation", "next_observation"):
+                columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
+            if columns["ended"].shape[1] != self.policy.config.window:
+                raise ValueError(
+                    f"of a window of {columns['ended'].shape[1]} steps, the policy's is {self.policy.config.window}"
+                )
+        self.reset(len(lengths))
+        self.context.columns = columns
+        self.context.lengths, self.context.episode_step = lengths, episode_step
+        self.streams.counters[:] = counters
+        self._fixed = bool(saved["fixed"])
 
     # reading
 
@@ -235,8 +249,9 @@ class InContextAgent:
 
     def _make_room(self) -> None:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
-        window, horizon = self.policy.config.window, self.policy.spec.horizon
-        whole = horizon if horizon <= window else 1
+        config, horizon = self.policy.config, self.policy.spec.horizon
+        window = config.window
+        whole = horizon if config.layout == "step" and 2 * horizon <= window else 1
         needed = np.where(self.context.episode_step == 0, whole, 1)
         full = np.flatnonzero(self.context.lengths + needed > window)
         if len(full) == 0:

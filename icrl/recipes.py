@@ -40,6 +40,7 @@ def quickstart() -> Recipe:
                 baselines=(
                     "random",
                     "optimal",
+                    "source",
                     "blind_sweep",
                     "sweep_then_return",
                     "nearest_plausible",
@@ -47,12 +48,12 @@ def quickstart() -> Recipe:
                     "posterior_sampling",
                 ),
             ),
-            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "nearest_plausible")),
+            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "source", "nearest_plausible")),
             EvaluateConfig(
                 split="all",
                 episodes=1,
                 lanes=300,
-                baselines=("random", "optimal", "blind_sweep", "nearest_plausible"),
+                baselines=("random", "optimal", "source", "blind_sweep", "nearest_plausible"),
             ),
         ),
     )
@@ -110,14 +111,14 @@ def darkroom_ad() -> Recipe:
         model=ModelConfig(window=300, width=96, num_layers=2, num_heads=1),
         objective=ObjectiveConfig("ad", keep_every=5, start_fraction=0.5),
         train=TrainConfig(steps=1500, learning_rate=2e-3, validate_every=250, validation_episodes=60),
-        evaluations=(EvaluateConfig(episodes=200, lanes=85, baselines=("random", "optimal", "q_learning")),),
+        evaluations=(EvaluateConfig(episodes=200, lanes=85),),
     )
 
 
 def bandit_dpt() -> Recipe:
     """Decision-Pretrained Transformer on 5-armed Gaussian bandits: regret beside exact Thompson sampling (Lee et al. 2023)."""
     arms = {"num_arms": 5, "horizon": 500}
-    baselines = ("random", "optimal", "thompson", "ucb", "empirical_mean")
+    baselines = ("random", "optimal", "source", "thompson", "ucb", "empirical_mean")
     return Recipe(
         name="bandit-dpt",
         description=_first_line(bandit_dpt),
@@ -173,7 +174,9 @@ def bernoulli_dpt() -> Recipe:
             validation_lanes=500,
         ),
         evaluations=(
-            EvaluateConfig(episodes=1, lanes=2000, baselines=("random", "optimal", "thompson"), posterior_pulls=20),
+            EvaluateConfig(
+                episodes=1, lanes=2000, baselines=("random", "optimal", "source", "thompson"), posterior_pulls=20
+            ),
         ),
     )
 
@@ -202,7 +205,9 @@ def smoke() -> Recipe:
             validation_episodes=2,
             validation_lanes=8,
         ),
-        evaluations=(EvaluateConfig(episodes=4, lanes=20),),
+        evaluations=(
+            EvaluateConfig(episodes=4, lanes=20, baselines=("random", "optimal", "source", "posterior_sampling")),
+        ),
     )
 
 

@@ -6,10 +6,13 @@ anything is written. The records name no host and no path of the machine.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -65,6 +68,19 @@ def claim(run: Path, recipe: Recipe, dataset_hash: str | None = None) -> None:
             f"{run}: was trained on dataset {str(known)[:12]}, this one is {dataset_hash[:12]}: "
             "use the same --data or another --out"
         )
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Alone in a claimed folder. UserError where another process trains in it."""
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{run}: another process is training in it: wait for it or choose another --out") from None
+    finally:
+        os.close(folder)
 
 
 def _check_recipe(run: Path, recipe: Recipe) -> None:

@@ -74,7 +74,7 @@ class VisitTracker:
     @classmethod
     def make(cls, env: TaskVectorEnv, episodes: int, num_steps: int) -> VisitTracker | None:
         space = env.single_observation_space
-        if not isinstance(space, gym.spaces.MultiDiscrete) or space.nvec.shape != (2,):
+        if not isinstance(space, gym.spaces.MultiDiscrete) or space.nvec.shape != (2,) or space.start.any():
             return None
         return cls((int(space.nvec[0]), int(space.nvec[1])), env.num_envs, episodes)
 

@@ -30,7 +30,7 @@ from icrl.data.sampling import Window, WindowSampler
 from icrl.data.store import HistoryStore
 from icrl.evaluation import run_episodes
 from icrl.in_context import InContextAgent
-from icrl.interfaces import Array, Family, UserError
+from icrl.interfaces import Array, Family, Split, UserError
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
@@ -77,25 +77,28 @@ def train(
     Raises
     ------
     UserError
-        Contradictory options, a folder of another run, a loss that is not finite, a damaged checkpoint.
+        Contradictory options, tasks other than the family's, a folder of another run or one that another process trains in, a loss that
+        is not finite, a damaged checkpoint.
     TrainingInterruptedError
         After Ctrl-C, with a checkpoint saved.
     """
     run = Path(run)
     checkpoint.check_spec(store.spec, family.spec, "the dataset")
+    _check_tasks(store, family)
     with _threads(threads), _StopRequest() as stop:
         learner = Learner(recipe, store.spec, find_device(device))
         run_folder.claim(run, recipe, store.dataset_hash)
-        done = _restore(run, learner, store.dataset_hash)
-        if done.step < recipe.train.steps:
-            _record_start(run, recipe, store, device)
-            monitor = (
-                FileMonitor(run, done.step, recipe_to_json(recipe), learner.device) if monitored else NullMonitor()
-            )
-            with _disk_trouble_told(run), closing(monitor):
-                _Training(learner, store, family, run, monitor, stop, progress).go_on(done)
-        if run_folder.read_run(run).get("finished") is None:
-            run_folder.update_run(run, finished=run_folder.now())
+        with run_folder.locked(run):
+            done = _restore(run, learner, store.dataset_hash)
+            if done.step < recipe.train.steps:
+                _record_start(run, recipe, store, device)
+                monitor = (
+                    FileMonitor(run, done.step, recipe_to_json(recipe), learner.device) if monitored else NullMonitor()
+                )
+                with _disk_trouble_told(run), closing(monitor):
+                    _Training(learner, store, family, run, monitor, stop, progress).go_on(done)
+            if run_folder.read_run(run).get("finished") is None:
+                run_folder.update_run(run, finished=run_folder.now())
     best = checkpoint.find(run, "best")
     assert best is not None, "the last step validates"
     return best
@@ -327,6 +330,16 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device {name}: torch cannot use it here, expected for example cpu or cuda") from None
     return device
+
+
+def _check_tasks(store: HistoryStore, family: Family) -> None:
+    """Training on tasks that the family holds out would make every later evaluation a lie."""
+    for name, there, asked in zip(Split._fields, store.split, family.split(), strict=True):
+        if there.dtype != asked.dtype or not np.array_equal(there, asked):
+            raise UserError(
+                f"the {name} tasks of the dataset {store.path} are not those of the family with these options: give the options that "
+                "the dataset was collected with, or collect another"
+            )
 
 
 def _restore(run: Path, learner: Learner, dataset_hash: str) -> Progress:

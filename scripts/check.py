@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from agents import source_class
 from envs import make_family
 from icrl.config import EvaluateConfig, Recipe
+from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, Tasks, UserError
+from icrl.recipe_json import differing_fields
 
 
 def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
@@ -17,6 +22,8 @@ def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
 
     Raises UserError with one line on the first contradiction.
     """
+    if recipe.seed < 0:
+        raise UserError(f"--seed {recipe.seed}: expected at least 0")
     family = make_family(recipe.family.name, **recipe.family.options) if family is None else family
     for check in (_collection, _model, _training):
         for problem in check(recipe, family):
@@ -33,8 +40,24 @@ def check_evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family 
         trained = make_family(recipe.family.name, **recipe.family.options)
         family = evaluation_family(evaluation, recipe)
         _same_spaces(trained, family, prefix)
+        _held_out(trained, family, evaluation.split, prefix)
     for problem in _evaluation(evaluation, recipe, family, prefix):
         raise UserError(problem)
+
+
+def check_data(store: HistoryStore, family: Family) -> None:
+    """Raise UserError where the histories were left in another family, or in this one with other options."""
+    described = store.manifest["family"]
+    there = make_family(described["name"], **described["options"])
+    for name, old, new in differing_fields(_options(there), _options(family)):
+        raise UserError(
+            f"the dataset {store.path} was collected with family option {name} = {old}, the recipe has {new}: "
+            f"pass --family.options.{name.replace('_', '-')} {old}, or collect again"
+        )
+
+
+def _options(family: Family) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(family), default=str))  # pyright: ignore[reportArgumentType]
 
 
 def evaluation_family(evaluation: EvaluateConfig, recipe: Recipe) -> Family:
@@ -53,6 +76,20 @@ def _same_spaces(trained: Family, family: Family, prefix: str) -> None:
     from icrl.checkpoint import check_spec
 
     check_spec(trained.spec, family.spec, f"a policy trained for {trained.spec.name} ({prefix}family)")
+
+
+def _held_out(trained: Family, family: Family, split: str, prefix: str) -> None:
+    """Tasks that are reported as held out must not be among those that the policy was trained on."""
+    tasks, seen = split_tasks(family, split), trained.split().train
+    if split in ("train", "all") or tasks.dtype != seen.dtype:
+        return
+    known = {task.tobytes() for task in seen}
+    number = sum(task.tobytes() in known for task in tasks)
+    if number:
+        raise UserError(
+            f"{prefix}split {split}: the policy was trained on {number} of the {len(tasks)} {split} tasks of this family: keep the options "
+            "that choose the split, or pass --split all"
+        )
 
 
 def _positive(config: object, prefix: str, *names: str) -> Iterator[str]:
@@ -79,7 +116,9 @@ def _collection(recipe: Recipe, family: Family) -> Iterator[str]:
 
 
 def _model(recipe: Recipe, family: Family) -> Iterator[str]:
-    from icrl.models.policy import check_model
+    import torch
+
+    from icrl.models.policy import Policy, check_model
     from icrl.objectives import check_objective
 
     model, objective, horizon = recipe.model, recipe.objective, family.spec.horizon
@@ -87,6 +126,8 @@ def _model(recipe: Recipe, family: Family) -> Iterator[str]:
     yield from _positive(objective, "objective.", "keep_every")
     check_model(model)
     check_objective(objective, model, family.spec)
+    with torch.device("meta"):  # no memory: only to see that every space has an encoder or a head
+        Policy(family.spec, model)
     if not 0 <= model.dropout < 1:
         yield f"--model.dropout {model.dropout}: expected 0 <= dropout < 1"
     if model.exact_set and model.layout != "transition":
@@ -116,8 +157,8 @@ def _training(recipe: Recipe, family: Family) -> Iterator[str]:
 
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
     yield from _positive(evaluation, prefix[2:], "episodes", "lanes", "context_size")
-    if not evaluation.seeds:
-        yield f"{prefix}seeds: expected at least one seed"
+    if not evaluation.seeds or min(evaluation.seeds) < 0:
+        yield f"{prefix}seeds {' '.join(map(str, evaluation.seeds))}: expected at least one, none below 0"
     if len(set(evaluation.seeds)) < len(evaluation.seeds):
         yield f"{prefix}seeds {' '.join(map(str, evaluation.seeds))}: each seed once"
     if len(split_tasks(family, evaluation.split)) == 0:
@@ -131,7 +172,10 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
         )
     if evaluation.posterior_pulls and not hasattr(family, "count_states"):
         yield f"{prefix}posterior-pulls needs the family bernoulli_bandit, whose contexts can be listed; pass 0"
+    elif evaluation.posterior_pulls:
+        family.count_states(evaluation.posterior_pulls)  # type: ignore[attr-defined]  # refuses too many
     if evaluation.posterior_pulls > recipe.model.window - (recipe.model.layout == "step"):
         yield f"{prefix}posterior-pulls {evaluation.posterior_pulls} does not fit the window of {recipe.model.window}"
     for baseline in evaluation.baselines:
-        source_class(baseline)
+        if baseline != "source":
+            source_class(baseline)

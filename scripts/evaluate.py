@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from agents import make_source, source_class
-from icrl.config import EvaluateConfig, Recipe
+from icrl.config import EvaluateConfig, Recipe, SourceConfig
 from icrl.interfaces import UserError
 from scripts.check import check_evaluation, evaluation_family, split_tasks
 from scripts.common import MachineOptions, check_output_file, device_of, run_command, wants_help
@@ -55,20 +55,30 @@ class Options(MachineOptions):
     """Write the statistics to this file instead of RUN/evaluation.json (schema: icrl.evaluation_json.SCHEMA)."""
 
 
-def agent_factories(policy: Any, config: EvaluateConfig) -> dict[str, AgentFactory]:
-    """The in-context agent under "agent", and the baselines by name."""
+def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, SourceConfig]:
+    """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already."""
+    rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
+    if "source" in config.baselines:
+        own = [source for source in recipe.collect.sources if not source.scattered]
+        rows |= {f"source {s.name}": s for s in own if s.options or s.name not in rows}
+    return rows
+
+
+def agent_factories(policy: Any, recipe: Recipe, config: EvaluateConfig) -> dict[str, AgentFactory]:
+    """The in-context agent under "agent", and the baselines by the name of their row."""
     from icrl.in_context import InContextAgent
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
         return InContextAgent(policy, streams=streams, greedy=config.greedy)
 
-    return {"agent": agent, **{name: baseline_factory(name, config.greedy) for name in config.baselines}}
+    baselines = baseline_sources(recipe, config)
+    return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}
 
 
-def baseline_factory(name: str, greedy: bool) -> AgentFactory:
-    """A source by name; one that has probabilities follows the same action rule as the agent."""
-    has_rule = "greedy" in {f.name for f in dataclasses.fields(source_class(name))}  # pyright: ignore[reportArgumentType]
-    return make_source(name, **({"greedy": greedy} if has_rule else {})).make
+def baseline_factory(source: SourceConfig, greedy: bool) -> AgentFactory:
+    """A source as an agent; one that has probabilities follows the same action rule as the agent."""
+    has_rule = "greedy" in {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
+    return make_source(source.name, **{**source.options, **({"greedy": greedy} if has_rule else {})}).make
 
 
 def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tuple[dict[str, Any], Evaluation]:
@@ -77,7 +87,8 @@ def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tupl
     from icrl.evaluation_json import evaluation_to_json
     from icrl.exactness import posterior_distance
 
-    family, seed, factories = evaluation_family(config, recipe), recipe.seed, agent_factories(policy, config)
+    family, seed, factories = evaluation_family(config, recipe), recipe.seed, agent_factories(policy, recipe, config)
+    names = {row: source.name for row, source in baseline_sources(recipe, config).items()}
     evaluation = evaluate(
         family,
         split_tasks(family, config.split),
@@ -85,10 +96,10 @@ def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tupl
         config,
         root_seed=seed,
         context_agents={
-            "random": baseline_factory("uniform", False),
-            "expert": baseline_factory("optimal", False),
+            "random": baseline_factory(SourceConfig("uniform"), False),
+            "expert": baseline_factory(SourceConfig("optimal"), False),
         },
-        privileged={name: PRIVILEGED[name] for name in config.baselines if name in PRIVILEGED},
+        privileged={row: PRIVILEGED[name] for row, name in names.items() if name in PRIVILEGED},
     )
     distance = None
     if config.posterior_pulls:

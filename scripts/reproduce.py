@@ -210,7 +210,7 @@ LINES = (
         0,
         "9×9 Dark Room, 20 steps, distilled Q-learning: episode 1 / 50 / 200",
         episodes("agent", 1, 50, 200),
-        lambda record: f"its source from scratch {episodes('q_learning', 200)(record)}",
+        lambda record: f"its source from scratch {episodes('source q_learning', 200)(record)}",
         f"AD {AD['online_return_by_episode']['AD']['200']} at 200",
     ),
     *(_bandit_line(index, key) for index, key in enumerate(["sd 0.3", "sd 0.0", "sd 0.5", "Bernoulli (unseen noise)"])),

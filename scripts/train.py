@@ -10,7 +10,7 @@ from icrl.config import Recipe
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
-from scripts.check import check_recipe
+from scripts.check import check_data, check_recipe
 from scripts.common import MachineOptions, device_of, first_argument, run_command
 from scripts.recipe_options import parse_recipe, recipe_help
 
@@ -54,6 +54,7 @@ def command(argv: list[str]) -> None:
     family = check_recipe(recipe)
     device = device_of(options)
     store = HistoryStore.open(options.data)
+    check_data(store, family)
     train_policy(recipe, store, family, options.out, device, options.threads)
     print(f"trained policy in {options.out}")
     print(f"evaluate it: icrl evaluate {options.out}; its curves: tensorboard --logdir {options.out}")

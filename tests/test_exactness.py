@@ -19,7 +19,7 @@ class Exact:
     def __init__(self, family, env):
         self.env, self.posterior = env, family.posterior(env)
 
-    def load_context(self, window):
+    def load_context(self, window, running=False):
         self.posterior.reset(len(window.reward))
         for t in range(window.reward.shape[1]):
             self.posterior.update(Step(*(getattr(window, name)[:, t] for name in Step._fields)))
@@ -31,7 +31,7 @@ class Exact:
 class LastPull(Exact):
     """Believes in the arm pulled last: depends on nothing but the order."""
 
-    def load_context(self, window):
+    def load_context(self, window, running=False):
         self.last = window.action[:, -1] if window.action.shape[1] else np.zeros(len(window.action), int)
 
     def action_probs(self, observation):

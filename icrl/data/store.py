@@ -29,7 +29,8 @@ class HistoryStore:
 
     Attributes: ``path``; ``manifest`` (plain JSON); ``dataset_hash``; ``spec``; ``split``; ``num_histories``,
     ``num_episodes``, ``num_transitions``; ``optional`` names of the optional columns; ``task`` (H,) index into
-    ``split.train`` and ``source`` (H,) index into ``manifest["collect"]["sources"]`` of every history.
+    ``split.train`` and ``source`` (H,) index into ``manifest["collect"]["sources"]`` of every history; ``scattered`` (H,) bool:
+    single transitions from uniformly drawn states, which have no order.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], split: Split):
@@ -53,6 +54,9 @@ class HistoryStore:
         shards = range(len(sizes))
         self.task = np.concatenate([np.array(self.column(s, "task"), np.int64) for s in shards])  # (H,)
         self.source = np.concatenate([np.array(self.column(s, "source"), np.int64) for s in shards])  # (H,)
+        sources = manifest["collect"].get("sources", [])
+        flags = np.array([bool(source.get("scattered")) for source in sources])
+        self.scattered = flags[self.source] if len(flags) else np.zeros(len(self.source), bool)
         offsets = [np.array(self.column(s, "history_offset"), np.int64) for s in shards]
         self._episodes = np.concatenate(
             [np.stack([o[:-1], o[1:]], 1) for o in offsets]

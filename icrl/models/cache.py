@@ -6,11 +6,15 @@ on: a query token, which nothing may attend to later, is simply overwritten by t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from icrl.interfaces import UserError
 
 
 @dataclass
@@ -23,7 +27,14 @@ class KVCache:
 
     @staticmethod
     def empty(num_layers: int, lanes: int, heads: int, slots: int, head_width: int, device: torch.device) -> KVCache:
+        """Nothing read yet. Raises UserError where so many lanes do not fit the memory."""
         shape = (num_layers, lanes, heads, slots, head_width)
+        needed = 2 * 4 * math.prod(shape)
+        if device.type == "cpu" and needed > psutil.virtual_memory().available:
+            raise UserError(
+                f"the keys and values of {lanes:,} lanes take {needed / 1e9:.1f} GB, more memory than is free: use fewer lanes at once "
+                "(and more seeds instead)"
+            )
         return KVCache(
             torch.zeros(shape, device=device),
             torch.zeros(shape, device=device),

@@ -40,7 +40,7 @@ class CategoricalHead(nn.Module):
 
     def hit(self, logits: Tensor, action: Tensor) -> Tensor:
         """(...,) float: 1 where the most probable action is the label."""
-        return (logits.argmax(-1) == action - self.start).float()
+        return (logits.argmax(-1) == action.long() - self.start).float()
 
     def choose(
         self, logits: Tensor, streams: LaneStreams, greedy: bool, action_mask: np.ndarray | None

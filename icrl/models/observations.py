@@ -67,10 +67,11 @@ class DictEncoder(nn.Module):
 
     def __init__(self, width: int, space: gym.spaces.Dict):
         super().__init__()
-        self.parts = nn.ModuleDict({key: make_encoder(width, part) for key, part in space.spaces.items()})
+        self.keys = list(space.spaces)
+        self.parts = nn.ModuleList(make_encoder(width, part) for part in space.spaces.values())
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        encoded = [part(observation[key]) for key, part in self.parts.items()]
+        encoded = [part(observation[key]) for key, part in zip(self.keys, self.parts, strict=True)]
         return torch.stack(encoded).sum(0)
 
 

@@ -22,15 +22,21 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
     """Raise UserError where objective, layout and window contradict each other."""
     if config.name == "ad" and model.layout != "step":
         raise UserError(f"objective.name ad needs model.layout step, not {model.layout}")
-    if config.name == "ad" and model.window < spec.horizon:
+    if config.name == "ad" and model.window < 2 * spec.horizon:
         raise UserError(
-            f"model.window {model.window} is shorter than an episode of {spec.name} ({spec.horizon} steps), and AD needs windows "
-            f"of several episodes: set model.window to at least {2 * spec.horizon}"
+            f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
+            f"episodes: set model.window to at least {2 * spec.horizon}"
         )
     if config.name == "dpt" and config.start_fraction < 1:
         raise UserError(
             f"objective.start_fraction {config.start_fraction} cuts windows out of the middle of histories, from which DPT's labels do not "
             "follow: set it to 1"
         )
+    if config.name == "dpt":
+        for name, unused in (("keep_every", 1), ("token_mask", 0), ("label_smoothing", 0)):
+            if getattr(config, name) != unused:
+                raise UserError(
+                    f"objective.{name} {getattr(config, name)} is an option of AD, not of DPT: set it to {unused}"
+                )
     if model.layout == "transition" and model.rotary:
         raise UserError("model.layout transition has no positions: set model.rotary to False")

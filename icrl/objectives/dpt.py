@@ -71,9 +71,7 @@ class DecisionPretraining:
 
 
 def shuffled_order(window: Window, rng: np.random.Generator) -> np.ndarray:
-    """(B, P) order of the context: shuffled where every episode is one step long, as it came elsewhere; padding stays last."""
+    """(B, P) order of the context: shuffled where transitions are scattered, as it came elsewhere; padding stays last."""
     batch, length = window.reward.shape
-    ended = window.terminated | window.truncated
-    scattered = np.all(ended | ~window.valid, axis=1)
-    keys = np.where(scattered[:, None], rng.random((batch, length)), np.arange(length) / length)
+    keys = np.where(window.scattered[:, None], rng.random((batch, length)), np.arange(length) / length)
     return np.argsort(np.where(window.valid, keys, 2.0), 1, kind="stable")
