@@ -29,6 +29,7 @@ from icrl.data.schema import space_to_json, spec_from_json, spec_to_json
 from icrl.files import flush_folder, json_bytes, read_json, replace_file, write_file
 from icrl.interfaces import FamilySpec, UserError
 from icrl.recipe_json import dataclass_from_json, recipe_from_json, recipe_to_json
+from icrl.throughput import find_device
 
 FORMAT_VERSION = 1
 Which = Literal["latest", "best"]
@@ -138,7 +139,7 @@ def load_policy(
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: their draws must not leak out
         policy = Policy(state.spec, state.recipe.model)
     load_weights(policy, folder)
-    return policy.to(device).eval(), state.recipe, state.spec
+    return policy.to(find_device(device)).eval(), state.recipe, state.spec
 
 
 def load_weights(policy: nn.Module, folder: Path) -> None:

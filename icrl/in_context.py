@@ -10,15 +10,17 @@ of the life, and reading again costs less than a token per step.
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 
 from icrl.data.sampling import Window
-from icrl.data.schema import flatten, unflatten
+from icrl.data.schema import flatten, observation_columns, spec_to_json, unflatten
 from icrl.files import replace_file
 from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
 from icrl.models.heads import CategoricalHead
@@ -78,12 +80,13 @@ class Context:
         self.lengths[lanes] = 0
         self.episode_step[lanes] = 0
 
-    def drop_oldest(self, lane: int, needed: int) -> None:
-        """Drop a lane's oldest episodes until ``needed`` slots are free, and what is too much of the running episode, too."""
+    def drop_oldest(self, lane: int, needed: int, whole_episodes: bool) -> None:
+        """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free."""
         length = int(self.lengths[lane])
-        ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
-        fitting = ends[length - ends + needed <= self.window]
-        cut = int(fitting[0]) if len(fitting) else length + needed - self.window
+        cut = length + needed - self.window
+        if whole_episodes:
+            ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
+            cut = int(ends[ends >= cut][0])
 
         def shift(column: Array) -> None:
             column[lane, : length - cut] = column[lane, cut:length].copy()
@@ -116,6 +119,7 @@ class InContextAgent:
 
     def __init__(self, policy: Policy, *, streams: LaneStreams | None = None, seed: int = 0, greedy: bool = False):
         self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
+        self._observation_columns = observation_columns(policy.spec.observation_space)
         self.num_lanes = 0
         self._fixed = False
 
@@ -146,7 +150,9 @@ class InContextAgent:
 
     @torch.no_grad()
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        """Choose an action in every lane; observation (B, ...)."""
+        """Choose an action in every lane; observation (B, ...). Raises UserError where shapes or values are not those of the spaces."""
+        self._check_observation("observation", observation)
+        self._check_mask(action_mask)
         action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.greedy, action_mask)
         return Decision(action, None, log_prob)
 
@@ -158,7 +164,16 @@ class InContextAgent:
         return torch.softmax(self._params(observation).float(), -1).cpu().numpy()
 
     def observe(self, step: Step) -> None:
-        """Append what the last action of every lane led to; see ``load_context`` for the exception."""
+        """Append what the last action of every lane led to; see ``load_context`` for the exception.
+
+        Raises UserError where shapes or values are not those of the spaces, or a reward is not finite.
+        """
+        self._check_observation("observation", step.observation)
+        self._check_observation("next_observation", step.next_observation)
+        if np.shape(step.reward) != (self.num_lanes,) or not np.isfinite(step.reward).all():
+            raise UserError(
+                f"reward {step.reward} was observed, expected one finite number for each of {self.num_lanes} lanes"
+            )
         if self._fixed and self.policy.config.layout == "transition":
             return
         self.context.append(step)
@@ -190,9 +205,17 @@ class InContextAgent:
         self._fixed = True
 
     def save_context(self, path: str | Path) -> None:
-        """Write what every lane has lived through, and its random streams, to an .npz file, whole or not at all."""
+        """Write what every lane has lived through, and its random streams, to the file ``path`` (.npz), whole or not at all."""
+        if self.num_lanes == 0:
+            raise UserError("there is no context to save: call reset(number of lanes) first")
+        if not Path(path).parent.is_dir():
+            raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
         arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step")}
-        arrays |= {"counters": self.streams.counters, "fixed": np.array(self._fixed)}
+        arrays |= {
+            "counters": self.streams.counters,
+            "fixed": np.array(self._fixed),
+            "made_for": np.array(self._made_for()),
+        }
         for name, column in self.context.columns.items():
             arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
         buffer = io.BytesIO()
@@ -200,34 +223,69 @@ class InContextAgent:
         replace_file(Path(path), buffer.getvalue())
 
     def restore_context(self, path: str | Path) -> None:
-        """Go on from a saved context: the agent then acts as the one that saved it would have. Raises UserError for any other file."""
+        """Go on from a saved context: the agent then acts as the one that saved it would have.
+
+        Raises UserError for a file that is no saved context, or one of another family, layout or window.
+        """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 saved = {key: file[key] for key in file.files}
             self._restore(saved)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise UserError(f"{path} is not a saved context ({error}): give a file that save_context wrote") from None
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise UserError(f"{path} is not a saved context ({error!r}): give a file that save_context wrote") from None
         self._reread(np.flatnonzero(self.context.lengths))
+
+    def _made_for(self) -> str:
+        """What a saved context must agree with, as JSON."""
+        config = self.policy.config
+        return json.dumps({"spec": spec_to_json(self.policy.spec), "layout": config.layout, "window": config.window})
 
     def _restore(self, saved: dict[str, Array]) -> None:
         """The state that ``save_context`` wrote; KeyError where something is missing."""
+        if str(saved["made_for"]) != self._made_for():
+            raise UserError(
+                f"the context was saved by an agent for {saved['made_for']}, this one is for {self._made_for()}: load the run that saved it"
+            )
         lengths, episode_step, counters = saved["lengths"], saved["episode_step"], saved["counters"]
         columns: dict[str, Observation] = {}
-        if len(saved) > 4:
+        if "columns/reward" in saved:
             space = self.policy.spec.observation_space
             for name in ("action", "reward", "ended", "episode_step"):
                 columns[name] = saved[f"columns/{name}"]
             for name in ("observation", "next_observation"):
                 columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
-            if columns["ended"].shape[1] != self.policy.config.window:
-                raise ValueError(
-                    f"of a window of {columns['ended'].shape[1]} steps, the policy's is {self.policy.config.window}"
-                )
         self.reset(len(lengths))
         self.context.columns = columns
         self.context.lengths, self.context.episode_step = lengths, episode_step
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
+
+    # checks
+
+    def _check_observation(self, name: str, observation: Observation) -> None:
+        if self.num_lanes == 0:
+            raise UserError("the agent has no lanes yet: call reset(number of lanes) first")
+        given = flatten("observation", observation)
+        for key, column in self._observation_columns.items():
+            shape, expected = np.shape(given.get(key)), (self.num_lanes, *column.shape)
+            if key not in given or shape != expected:
+                raise UserError(
+                    f"{name}{key[11:]} has shape {shape}, expected {expected}: one row for each of {self.num_lanes} lanes"
+                )
+            if column.dtype.kind in "iu" and not ((given[key] >= column.low) & (given[key] <= column.high)).all():
+                raise UserError(
+                    f"{name}{key[11:]} has values outside {self.policy.spec.observation_space}: this policy is for another family"
+                )
+
+    def _check_mask(self, mask: Array | None) -> None:
+        if mask is None:
+            return
+        space = self.policy.spec.action_space
+        expected = (self.num_lanes, int(space.n)) if isinstance(space, gym.spaces.Discrete) else None
+        if np.shape(mask) != expected or not np.asarray(mask).any(1).all():
+            raise UserError(
+                f"an action mask of shape {np.shape(mask)} was given, expected {expected} with a True in every row"
+            )
 
     # reading
 
@@ -251,13 +309,13 @@ class InContextAgent:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
         config, horizon = self.policy.config, self.policy.spec.horizon
         window = config.window
-        whole = horizon if config.layout == "step" and 2 * horizon <= window else 1
-        needed = np.where(self.context.episode_step == 0, whole, 1)
+        whole_episodes = config.layout == "step" and 2 * horizon <= window
+        needed = np.where(self.context.episode_step == 0, horizon if whole_episodes else 1, 1)
         full = np.flatnonzero(self.context.lengths + needed > window)
         if len(full) == 0:
             return
         for lane in full:
-            self.context.drop_oldest(int(lane), max(int(needed[lane]), window // 2))
+            self.context.drop_oldest(int(lane), max(int(needed[lane]), window // 2), whole_episodes)
         self._reread(full)
 
     @torch.no_grad()

@@ -134,6 +134,12 @@ def check_train(config: TrainConfig) -> None:
     for name in ("learning_rate", "clip_norm"):
         if not getattr(config, name) > 0:
             raise UserError(f"train.{name} is {getattr(config, name)}, expected more than 0")
+    if not config.weight_decay >= 0:
+        raise UserError(f"train.weight_decay is {config.weight_decay}, expected at least 0")
+    if not 0 <= config.final_learning_rate <= 1:
+        raise UserError(
+            f"train.final_learning_rate is {config.final_learning_rate}, expected a fraction of the peak, 0 to 1"
+        )
     if not 0 <= config.warmup_steps <= config.steps:
         raise UserError(
             f"train.warmup_steps is {config.warmup_steps}, expected 0 to train.steps = {config.steps}: shorten the warm-up"

@@ -21,9 +21,9 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     return _plain(asdict(recipe))
 
 
-def recipe_from_json(data: Any) -> Recipe:
-    """The recipe that ``recipe_to_json`` was given. UserError names the field that does not fit."""
-    return dataclass_from_json(Recipe, data, "recipe")
+def recipe_from_json(data: Any, where: str = "recipe") -> Recipe:
+    """The recipe that ``recipe_to_json`` was given. UserError names the field that does not fit, its name starting with ``where``."""
+    return dataclass_from_json(Recipe, data, where)
 
 
 def dataclass_from_json(cls: type[T], data: Any, where: str) -> T:

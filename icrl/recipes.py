@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable
 
 from icrl.config import (
@@ -246,6 +247,12 @@ def _load_function(name: str) -> Recipe:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"recipe {name!r}: {module_name} has no function {function_name!r}")
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:  # ValueError: a built-in one that tells no signature
+        raise UserError(
+            f"recipe {name!r}: expected a function that needs no argument ({error}): give it defaults"
+        ) from None
     recipe = function()
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe {name!r}: expected an icrl.config.Recipe, got {type(recipe).__name__}")

@@ -7,13 +7,18 @@ add names, plus "module:Class" itself.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from icrl.interfaces import UserError
+from icrl.interfaces import Family, Source, UserError
+
+PROTOCOLS = {"family": Family, "source": Source}
+"""What a class of each kind must have."""
 
 
 def known_names(builtin: dict[str, str], group: str) -> dict[str, str]:
@@ -21,14 +26,20 @@ def known_names(builtin: dict[str, str], group: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in entry_points(group=group)} | builtin
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``did you mean ...`` or, where nothing is near, all the names."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+
+
 def find_class(kind: str, name: str, builtin: dict[str, str], group: str) -> type:
     """The class called ``name``, or named as "module:Class". Raises UserError where there is none."""
     names = known_names(builtin, group)
     target = names.get(name, name)
     module_name, _, class_name = target.partition(":")
-    if not class_name:
-        choices = ", ".join(sorted(names))
-        raise UserError(f"unknown {kind} '{name}': expected one of {choices}, or your own as module:Class")
+    if not (module_name and class_name):
+        raise UserError(f"unknown {kind} '{name}': {nearest(name, names)} (your own: module:Class)")
     try:
         found = getattr(import_module(module_name), class_name)
     except ImportError as error:
@@ -39,6 +50,13 @@ def find_class(kind: str, name: str, builtin: dict[str, str], group: str) -> typ
         raise UserError(f"module {module_name} has no class {class_name}: correct the name of the {kind}") from None
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind} '{name}' is not a dataclass: give a frozen dataclass whose fields are its options")
+    missing = sorted(
+        member for member in vars(PROTOCOLS[kind]) if not (member.startswith("_") or hasattr(found, member))
+    )
+    if missing:
+        raise UserError(
+            f"'{name}' is no {kind}, it lacks {', '.join(missing)}: give it what icrl.interfaces.{PROTOCOLS[kind].__name__} has"
+        )
     return found
 
 

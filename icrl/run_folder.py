@@ -41,33 +41,36 @@ FREE_FIELDS = ("name", "description", "evaluations", "collect.workers")
 """Fields of a recipe that change nothing in a training: they may differ when it goes on."""
 
 
+def check(run: Path, recipe: Recipe) -> None:
+    """UserError if the folder holds anything but a run of this recipe. Nothing is written."""
+    run = Path(run)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file, expected a folder for the run: choose another --out")
+    if (run / "recipe.json").exists():
+        _check_recipe(run / "recipe.json", recipe)
+    elif run.exists():
+        foreign = sorted(p.name for p in run.iterdir() if not any(fnmatchcase(p.name, ours) for ours in OUR_NAMES))
+        if foreign:
+            raise UserError(f"{run}: already holds something else ({foreign[0]}): choose another or an empty --out")
+
+
 def claim(run: Path, recipe: Recipe, dataset_hash: str | None = None) -> None:
     """Make the folder this run's, or check that it already is. UserError if it holds anything else.
 
     recipe.json follows ``recipe`` where only ``FREE_FIELDS`` differ.
     """
     run = Path(run)
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file, expected a folder for the run: choose another --out")
-    file = run / "recipe.json"
-    if file.exists():
-        _check_recipe(run, recipe)
-    else:
-        foreign = (
-            sorted(p.name for p in run.iterdir() if not any(fnmatchcase(p.name, ours) for ours in OUR_NAMES))
-            if run.exists()
-            else []
-        )
-        if foreign:
-            raise UserError(f"{run}: already holds something else ({foreign[0]}): choose another or an empty --out")
-        run.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json_bytes(recipe_to_json(recipe)))
+    check(run, recipe)
     known = read_run(run).get("dataset_hash")
     if dataset_hash is not None and known is not None and known != dataset_hash:
         raise UserError(
             f"{run}: was trained on dataset {str(known)[:12]}, this one is {dataset_hash[:12]}: "
             "use the same --data or another --out"
         )
+    file, content = run / "recipe.json", json_bytes(recipe_to_json(recipe))
+    if not file.exists() or file.read_bytes() != content:
+        run.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
 
 
 @contextmanager
@@ -83,19 +86,16 @@ def locked(run: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _check_recipe(run: Path, recipe: Recipe) -> None:
-    """UserError where the stored recipe would train something else; otherwise this one takes its place."""
-    stored = recipe_to_json(recipe_from_json(read_json(run / "recipe.json")))
-    given = recipe_to_json(recipe)
-    changed = [d for d in differing_fields(stored, given) if not d[0].startswith(FREE_FIELDS)]
+def _check_recipe(file: Path, recipe: Recipe) -> None:
+    """UserError where the stored recipe would train something else."""
+    stored = recipe_to_json(recipe_from_json(read_json(file), f"{file}: recipe"))
+    changed = [d for d in differing_fields(stored, recipe_to_json(recipe)) if not d[0].startswith(FREE_FIELDS)]
     if changed:
         name, old, new = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
-            f"{run}: holds a run with {name} = {old}, not {new}{more}: choose another --out to start afresh"
+            f"{file.parent}: holds a run with {name} = {old}, not {new}{more}: choose another --out to start afresh"
         )
-    if stored != given:
-        replace_file(run / "recipe.json", json_bytes(given))
 
 
 def read_run(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the machine can do and what a training uses of it: matrix rate, anonymous memory.
+"""What the machine can do and what a training uses of it: device, matrix rate, anonymous memory.
 
 The matrix rate is the yardstick of FLOP utilisation: the best fp32 product of 1024² and 2048² matrices with the same threads in the
 same process, so that the figure compares like with like on any machine.
@@ -11,6 +11,18 @@ from functools import cache
 
 import psutil
 import torch
+
+from icrl.interfaces import UserError
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The torch device called ``name``. UserError if there is no such device here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"device {name}: torch cannot use it here, expected for example cpu or cuda") from None
+    return device
 
 
 def matrix_rate(device: torch.device) -> float:

@@ -35,6 +35,7 @@ from icrl.monitor import FileMonitor, Monitor, NullMonitor
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
 from icrl.seeding import LaneStreams, derive_seed
+from icrl.throughput import find_device
 
 
 class TrainingInterruptedError(UserError):
@@ -320,16 +321,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def find_device(name: str) -> torch.device:
-    """The torch device called ``name``. UserError if there is no such device here."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: torch cannot use it here, expected for example cpu or cuda") from None
-    return device
 
 
 def _check_tasks(store: HistoryStore, family: Family) -> None:

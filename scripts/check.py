@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from agents import source_class
 from envs import make_family
-from icrl.config import EvaluateConfig, Recipe
+from icrl.config import EvaluateConfig, Recipe, SourceConfig
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, Tasks, UserError
 from icrl.recipe_json import differing_fields
+from icrl.rollout import rollout
+from icrl.seeding import LaneStreams
+from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources
 
 
 def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
@@ -28,6 +30,9 @@ def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
     for check in (_collection, _model, _training):
         for problem in check(recipe, family):
             raise UserError(problem)
+    tasks, steps = family.split().train, recipe.collect.steps_per_history
+    for number, source in enumerate(recipe.collect.sources):
+        _try_out(f"--collect.sources.{number}", source, family, tasks, steps)
     for number, evaluation in enumerate(recipe.evaluations):
         check_evaluation(evaluation, recipe, family, f"evaluations.{number}")
     return family
@@ -43,6 +48,12 @@ def check_evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family 
         _held_out(trained, family, evaluation.split, prefix)
     for problem in _evaluation(evaluation, recipe, family, prefix):
         raise UserError(problem)
+    tasks, steps = split_tasks(family, evaluation.split), evaluation.episodes * family.spec.horizon
+    for row, source in baseline_sources(recipe, evaluation).items():
+        _try_out(f"{prefix}baselines {row}", source, family, tasks, steps, evaluation.greedy)
+    if evaluation.mode == "offline":
+        context = evaluation.context
+        _try_out(f"{prefix}context {context}", CONTEXT_SOURCES[context], family, tasks, evaluation.context_size)
 
 
 def check_data(store: HistoryStore, family: Family) -> None:
@@ -70,6 +81,19 @@ def split_tasks(family: Family, name: str) -> Tasks:
     """One list of a family's split, or with ``all`` the three, one after the other."""
     split = family.split()
     return np.concatenate(split) if name == "all" else getattr(split, name)
+
+
+def _try_out(
+    given: str, source: SourceConfig, family: Family, tasks: Tasks, num_steps: int, greedy: bool | None = None
+) -> None:
+    """Play one step of a source in one lane. Raises UserError, starting with ``given``, where it does not fit the family."""
+    try:
+        played = family.scattered() if source.scattered else family
+        env = played.make_vec(tasks[:1])
+        agent = baseline_factory(source, greedy)(played, env, LaneStreams(0, "check", lane_ids=1), num_steps)
+        next(rollout(agent, env, seed=0))
+    except UserError as error:
+        raise UserError(f"{given}: {error}") from None
 
 
 def _same_spaces(trained: Family, family: Family, prefix: str) -> None:
@@ -124,6 +148,10 @@ def _model(recipe: Recipe, family: Family) -> Iterator[str]:
     model, objective, horizon = recipe.model, recipe.objective, family.spec.horizon
     yield from _positive(model, "model.", "window", "width", "num_layers", "num_heads", "mlp_ratio")
     yield from _positive(objective, "objective.", "keep_every")
+    if model.window > np.iinfo(np.int16).max:
+        yield f"--model.window {model.window}: expected at most {np.iinfo(np.int16).max}, which is as far as windows count steps"
+    if model.head_width < 0:
+        yield f"--model.head-width {model.head_width}: expected at least 1, or 0 for model.width / model.num_heads"
     check_model(model)
     check_objective(objective, model, family.spec)
     with torch.device("meta"):  # no memory: only to see that every space has an encoder or a head
@@ -137,10 +165,11 @@ def _model(recipe: Recipe, family: Family) -> Iterator[str]:
             yield f"--objective.{name.replace('_', '-')} {getattr(objective, name)}: expected 0 to 1"
     if objective.num_queries < 0:
         yield f"--objective.num-queries {objective.num_queries}: expected 0 (every prefix) or more"
-    if objective.name == "ad" and recipe.collect.steps_per_history < horizon:
+    needed = (objective.keep_every + 1) * horizon
+    if objective.name == "ad" and recipe.collect.steps_per_history < needed:
         yield (
-            f"--collect.steps-per-history {recipe.collect.steps_per_history} is shorter than an episode "
-            f"({horizon} steps): algorithm distillation learns across episodes; pass e.g. {4 * horizon}"
+            f"--collect.steps-per-history {recipe.collect.steps_per_history} leaves fewer than two episodes of {horizon} steps to "
+            f"--objective.keep-every {objective.keep_every}, and algorithm distillation learns across episodes: pass at least {needed}"
         )
 
 
@@ -176,6 +205,5 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
         family.count_states(evaluation.posterior_pulls)  # type: ignore[attr-defined]  # refuses too many
     if evaluation.posterior_pulls > recipe.model.window - (recipe.model.layout == "step"):
         yield f"{prefix}posterior-pulls {evaluation.posterior_pulls} does not fit the window of {recipe.model.window}"
-    for baseline in evaluation.baselines:
-        if baseline != "source":
-            source_class(baseline)
+    if len(set(evaluation.baselines)) < len(evaluation.baselines):
+        yield f"{prefix}baselines {' '.join(evaluation.baselines)}: each baseline once"

@@ -6,7 +6,8 @@ import importlib
 import sys
 
 from icrl.interfaces import UserError
-from scripts.common import nearest, run_command
+from icrl.registry import nearest
+from scripts.common import run_command
 
 COMMANDS = {
     "run": "run",

@@ -9,7 +9,7 @@ from pathlib import Path
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
 from scripts.check import check_recipe
-from scripts.common import first_argument, run_command
+from scripts.common import check_output_folder, first_argument, run_command
 from scripts.recipe_options import parse_recipe, recipe_help
 
 USAGE = "icrl collect RECIPE --out DATA [overrides]"
@@ -42,6 +42,7 @@ def command(argv: list[str]) -> None:
     if options.workers is not None:
         recipe = replace(recipe, collect=replace(recipe.collect, workers=options.workers))
     check_recipe(recipe)
+    check_output_folder(options.out, f"--out {options.out}")
     from agents.collect import collect
 
     store = collect(recipe, options.out)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,18 +40,11 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None = N
         print("icrl: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print("icrl:", str(stopped) or "stopped; run the same command again to resume", file=sys.stderr)
+        print("icrl:", str(stopped) or "stopped; run the same command again", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``did you mean ...`` or, where nothing is near, all the names."""
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
 def device_of(machine: MachineOptions) -> str:
@@ -87,7 +80,8 @@ def wants_help(argv: list[str]) -> bool:
 def existing_folder(path: Path, holds: str, proof: str) -> Path:
     """``path`` if it holds the file ``proof``; UserError otherwise."""
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: expected {holds}")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: expected {holds}")
     if not (path / proof).exists():
         raise UserError(f"{path} is not {holds}: it has no {proof}")
     return path
@@ -97,6 +91,19 @@ def check_output_file(path: Path | None, flag: str) -> None:
     """Raise UserError if ``path``, given by ``flag``, cannot become a file; asked before work whose result goes there."""
     if path is None:
         return
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not above.is_dir():
-        raise UserError(f"{flag} {path}: {path if path.is_dir() else above} is in the way: expected the name of a file")
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder, expected the name of a file")
+    check_output_folder(path.parent, f"{flag} {path}")
+
+
+def check_output_folder(folder: Path, given: str) -> None:
+    """Raise UserError, starting with ``given``, if ``folder`` cannot be made or nothing can be written in it.
+
+    Leaves no trace: the nearest folder that exists is tried.
+    """
+    try:
+        folder = folder.absolute()
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"{given}: nothing can be written there ({error.strerror}): choose another place") from None

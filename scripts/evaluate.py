@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from agents import make_source, source_class
-from icrl.config import EvaluateConfig, Recipe, SourceConfig
+from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
+from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources
 from scripts.check import check_evaluation, evaluation_family, split_tasks
-from scripts.common import MachineOptions, check_output_file, device_of, run_command, wants_help
+from scripts.common import MachineOptions, check_output_file, check_output_folder, device_of, run_command, wants_help
 from scripts.options import parse
 from scripts.recipe_options import EvaluationOptions
-from scripts.records import add_record, read_recipe, table, write_json
+from scripts.records import add_record, check_records, read_recipe, table, write_json
 
 if TYPE_CHECKING:
     from icrl.evaluation import AgentFactory, Evaluation
@@ -55,17 +55,8 @@ class Options(MachineOptions):
     """Write the statistics to this file instead of RUN/evaluation.json (schema: icrl.evaluation_json.SCHEMA)."""
 
 
-def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, SourceConfig]:
-    """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already."""
-    rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
-    if "source" in config.baselines:
-        own = [source for source in recipe.collect.sources if not source.scattered]
-        rows |= {f"source {s.name}": s for s in own if s.options or s.name not in rows}
-    return rows
-
-
 def agent_factories(policy: Any, recipe: Recipe, config: EvaluateConfig) -> dict[str, AgentFactory]:
-    """The in-context agent under "agent", and the baselines by the name of their row."""
+    """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row."""
     from icrl.in_context import InContextAgent
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
@@ -73,12 +64,6 @@ def agent_factories(policy: Any, recipe: Recipe, config: EvaluateConfig) -> dict
 
     baselines = baseline_sources(recipe, config)
     return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}
-
-
-def baseline_factory(source: SourceConfig, greedy: bool) -> AgentFactory:
-    """A source as an agent; one that has probabilities follows the same action rule as the agent."""
-    has_rule = "greedy" in {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
-    return make_source(source.name, **{**source.options, **({"greedy": greedy} if has_rule else {})}).make
 
 
 def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tuple[dict[str, Any], Evaluation]:
@@ -95,10 +80,7 @@ def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tupl
         factories,
         config,
         root_seed=seed,
-        context_agents={
-            "random": baseline_factory(SourceConfig("uniform"), False),
-            "expert": baseline_factory(SourceConfig("optimal"), False),
-        },
+        context_agents={name: baseline_factory(source) for name, source in CONTEXT_SOURCES.items()},
         privileged={row: PRIVILEGED[name] for row, name in names.items() if name in PRIVILEGED},
     )
     distance = None
@@ -118,6 +100,8 @@ def evaluate_run(
     """
     from icrl.checkpoint import load_policy
 
+    if out is None:
+        check_records(run)
     policy, _, _ = load_policy(run, "best", device, evaluation_family(config, recipe).spec)
     record, evaluation = evaluate_policy(policy, recipe, config)
     if out is not None:
@@ -151,6 +135,21 @@ def parse_options(argv: list[str], recipe: Recipe | None) -> tuple[Options, Eval
     return options, config
 
 
+def _warn_of_unfinished(run: Path, recipe: Recipe) -> None:
+    """One line on stderr where a training that goes on may find a better checkpoint."""
+    from icrl.checkpoint import find
+
+    best, latest = find(run, "best"), find(run, "latest")
+    if best is None or latest is None:
+        return  # nothing to evaluate, which load_policy says
+    done, step, total = int(latest.name[5:]), int(best.name[5:]), recipe.train.steps  # "step-00000250"
+    if done < total:
+        print(
+            f"icrl: warning: {run}: the training is unfinished ({done} of {total} steps): evaluating its best checkpoint, of step {step}",
+            file=sys.stderr,
+        )
+
+
 def command(argv: list[str]) -> None:
     """Parse, check, evaluate, print the table."""
     run = None if not argv or argv[0].startswith("-") else Path(argv[0])
@@ -163,6 +162,9 @@ def command(argv: list[str]) -> None:
         recipe = dataclasses.replace(recipe, seed=options.seed)
     check_evaluation(config, recipe)
     check_output_file(options.json, "--json")
+    if options.json is None:
+        check_output_folder(run, str(run))
+    _warn_of_unfinished(run, recipe)
     record = evaluate_run(run, recipe, config, device=device_of(options), out=options.json)
     print(table(record))
     print(f"statistics: {options.json or run / 'evaluation.json'}")

@@ -70,6 +70,7 @@ def _cell(value: float | None, digits: int) -> str:
 def draw(store: HistoryStore, num_histories: int, path: Path) -> None:
     """The picture of ``icrl.data.inspect.figure`` as a file. UserError where it cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         inspect.figure(store, num_histories).savefig(path)
     except (OSError, ValueError) as error:
         raise UserError(f"--figure {path}: cannot be written ({error}): give another place or .png") from None
@@ -82,6 +83,8 @@ def command(argv: list[str]) -> None:
     if options.histories < 1:
         raise UserError(f"--histories {options.histories}: expected at least 1")
     check_output_file(options.figure, "--figure")
+    if (options.data / "data").is_dir() and not (options.data / "manifest.json").exists():
+        raise UserError(f"{options.data} is a run folder, expected a data folder: icrl inspect {options.data / 'data'}")
     store = HistoryStore.open(options.data, verify=options.verify)
     print("\n".join(lines(inspect.summary(store, options.histories))))
     if options.figure is not None:

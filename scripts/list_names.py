@@ -9,7 +9,8 @@ import typing
 from collections.abc import Iterator
 
 from icrl.interfaces import UserError
-from scripts.common import nearest, run_command, wants_help
+from icrl.registry import nearest
+from scripts.common import run_command, wants_help
 
 USAGE = """\
 usage: icrl list {families,sources,objectives,recipes}

@@ -22,7 +22,8 @@ def read_recipe(run: Path) -> Recipe:
     from icrl.recipe_json import recipe_from_json
 
     existing_folder(run, "a run folder (icrl run or icrl train writes one)", "recipe.json")
-    return recipe_from_json(read_json(run / "recipe.json"))
+    file = run / "recipe.json"
+    return recipe_from_json(read_json(file), f"{file}: recipe")
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
@@ -53,6 +54,11 @@ def _identities(run: Path) -> list[dict[str, Any]]:
     from icrl.run_folder import read_run
 
     return list(read_run(run).get("evaluations", []))[: len(records_of(run))]
+
+
+def check_records(run: Path) -> None:
+    """Raise UserError where RUN's records are damaged; asked before the work whose record joins them."""
+    _identities(run)
 
 
 def find_record(run: Path, seed: int, config: EvaluateConfig) -> dict[str, Any] | None:

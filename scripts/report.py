@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from icrl.interfaces import UserError
-from scripts.common import existing_folder, run_command
+from scripts.common import check_output_folder, existing_folder, run_command
 from scripts.options import parse
 
 
@@ -37,10 +37,11 @@ def command(argv: list[str]) -> None:
         )
     if options.out is None and len(options.runs) > 1:
         raise UserError("icrl report of several runs needs --out DIR")
+    out = options.out or options.runs[0] / "report"
+    check_output_folder(out.parent, f"--out {out}")
     from icrl.report import build_report
 
-    runs = list(options.runs)
-    print(f"report: {build_report(runs, options.out or runs[0] / 'report')}")
+    print(f"report: {build_report(options.runs, out)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from icrl.data.store import HistoryStore
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
 from scripts.check import check_recipe
-from scripts.common import MachineOptions, device_of, first_argument, run_command
+from scripts.common import MachineOptions, check_output_folder, device_of, first_argument, run_command
 from scripts.evaluate import evaluate_run
 from scripts.recipe_options import parse_recipe, recipe_help
 from scripts.records import find_record, records_of, table
@@ -46,7 +46,8 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     from icrl import run_folder
     from icrl.report import build_report
 
-    run_folder.claim(out, recipe)
+    check_output_folder(out, f"--out {out}")
+    run_folder.check(out, recipe)
     store = _collected(recipe, out / "data")
     _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
     best = train_policy(recipe, store, family, out, device, machine.threads)

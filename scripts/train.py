@@ -11,7 +11,7 @@ from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
 from scripts.check import check_data, check_recipe
-from scripts.common import MachineOptions, device_of, first_argument, run_command
+from scripts.common import MachineOptions, check_output_folder, device_of, first_argument, run_command
 from scripts.recipe_options import parse_recipe, recipe_help
 
 USAGE = "icrl train RECIPE --data DATA --out RUN [overrides]"
@@ -55,6 +55,7 @@ def command(argv: list[str]) -> None:
     device = device_of(options)
     store = HistoryStore.open(options.data)
     check_data(store, family)
+    check_output_folder(options.out, f"--out {options.out}")
     train_policy(recipe, store, family, options.out, device, options.threads)
     print(f"trained policy in {options.out}")
     print(f"evaluate it: icrl evaluate {options.out}; its curves: tensorboard --logdir {options.out}")

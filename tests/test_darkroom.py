@@ -43,11 +43,12 @@ def test_dpt_split_has_the_published_optimum():
 
 
 def test_radt_split_draws_100_cells():
-    parts = DarkRoom(width=40, height=20, goal_split="radt").split()
+    parts = DarkRoom(width=20, height=40, horizon=800, goal_split="radt").split()
     assert [len(part) for part in parts] == [70, 10, 20]
-    cells = np.array([(i, j) for i in range(20) for j in range(40)])
+    cells = np.array([(i, j) for i in range(40) for j in range(20)])
     expected = np.random.RandomState(43).permutation(cells)[:100]
     np.testing.assert_array_equal(np.concatenate([part["goal"] for part in parts]), expected)
+    assert DarkRoom(width=20, height=40, horizon=800).optimal_return(parts.test).mean() == pytest.approx(774.2)
 
 
 def test_permuted_split_holds_out_goals_and_permutations():

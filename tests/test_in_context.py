@@ -226,3 +226,69 @@ def test_masked_actions_are_never_taken():
         action = agent.act(script.observation[t], mask).action
         assert (action != 1).all()
         agent.observe(script.step(t, action))
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_rewards_of_any_type_are_taken(layout):
+    script, agent, same = Script(2, 6), make_agent(layout), make_agent(layout)
+    agent.reset(2)
+    same.reset(2)
+    for t in range(6):
+        step = script.step(t, agent.act(script.observation[t]).action)
+        same.act(script.observation[t])
+        agent.observe(step)
+        same.observe(step._replace(reward=[float(r) for r in step.reward]))
+    np.testing.assert_array_equal(agent.action_probs(script.observation[6]), same.action_probs(script.observation[6]))
+
+
+@pytest.mark.parametrize(("layout", "window"), [("step", 6), ("step", 8), ("transition", 6), ("transition", 8)])
+def test_a_short_window_keeps_something_at_every_episode(layout, window):
+    """A window of less than two episodes must not be emptied whenever an episode begins."""
+    agent, script = make_agent(layout, window=window), Script(2, 40)
+    agent.reset(2)
+    kept = []
+    for t, _ in live(agent, script, 40):
+        if t > window:
+            kept.append(agent.context.lengths.min())
+    assert min(kept) > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda agent, script: make_agent().act(script.observation[0]), "call reset"),
+        (lambda agent, script: make_agent().save_context("context.npz"), "call reset"),
+        (lambda agent, script: agent.act(script.observation[0][:1]), r"observation has shape \(1, 2\), expected \(2, 2\)"),
+        (lambda agent, script: agent.act(script.observation[0, 0]), r"observation has shape \(2,\), expected \(2, 2\)"),
+        (lambda agent, script: agent.act(script.observation[0] + 5), "values outside MultiDiscrete"),
+        (lambda agent, script: agent.act(script.observation[0], np.ones((2, 2))), r"shape \(2, 2\) .* expected \(2, 3\)"),
+        (lambda agent, script: agent.act(script.observation[0], np.zeros((2, 3))), "a True in every row"),
+        (lambda agent, script: agent.observe(script.step(0, np.zeros(2))._replace(reward=np.array([0, np.nan]))), "finite"),
+        (lambda agent, script: agent.observe(script.step(0, np.zeros(2))._replace(reward=np.zeros(1))), "each of 2 lanes"),
+        (lambda agent, script: agent.save_context("nowhere/context.npz"), "does not exist"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_in_one_line(call, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    agent, script = make_agent(), Script(2, 4)
+    agent.reset(2)
+    with pytest.raises(UserError, match=words) as error:
+        call(agent, script)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_only_a_saved_context_of_the_same_kind_is_restored(tmp_path):
+    agent, file = make_agent(), tmp_path / "context"  # the name is taken as it is given
+    agent.reset(2)
+    agent.save_context(file)
+    make_agent().restore_context(file)
+    for other in (make_agent("transition"), make_agent(window=12)):
+        with pytest.raises(UserError, match="saved by an agent for"):
+            other.restore_context(file)
+    content = file.read_bytes()
+    np.savez(tmp_path / "foreign.npz", lengths=np.zeros(2))
+    foreign = (tmp_path / "foreign.npz").read_bytes()
+    for damaged in (b"", content[:100], foreign, b"\x93NUMPY"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="is not a saved context"):
+            agent.restore_context(file)

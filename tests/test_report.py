@@ -259,13 +259,23 @@ def test_equal_runs_give_equal_pages(run, tmp_path, page):
 def test_report_replaces_a_report_and_nothing_else(run, tmp_path):
     out = tmp_path / "report"
     build_report([run], out)
-    (out / "stale.png").write_bytes(b"old")
+    (out / "training.png").write_bytes(b"stale")
     build_report([run], out)
-    assert not (out / "stale.png").exists() and [p.name for p in tmp_path.iterdir()] == ["report"]
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"notes\.txt.*--out"):
-        build_report([run], out)
-    assert (out / "notes.txt").read_text() == "mine" and (out / "index.html").exists()
+    assert (out / "training.png").read_bytes() != b"stale" and [p.name for p in tmp_path.iterdir()] == ["report"]
+    for stranger in ("notes.txt", "holiday.png"):
+        (out / stranger).write_text("mine")
+        with pytest.raises(UserError, match=rf"{stranger}.*--out"):
+            build_report([run], out)
+        assert (out / stranger).read_text() == "mine" and (out / "index.html").exists()
+        (out / stranger).unlink()
+
+
+def test_a_folder_of_pictures_is_no_report(run, tmp_path):
+    (tmp_path / "album" / "summer.png").mkdir(parents=True)
+    (tmp_path / "album" / "index.html").write_text("my photographs")
+    with pytest.raises(UserError, match=r"--out"):
+        build_report([run], tmp_path / "album")
+    assert sorted(p.name for p in (tmp_path / "album").iterdir()) == ["index.html", "summer.png"]
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "run.json", "metrics.csv", "evaluation.json"])

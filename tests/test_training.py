@@ -333,7 +333,7 @@ def test_impossible_numbers_are_refused_before_any_work(store, tmp_path, changes
 def test_contradictions_are_refused_before_any_work(store, tmp_path):
     with pytest.raises(UserError, match="shorter than two episodes"):
         tiny(store, tmp_path / "run", replace(RECIPE, model=replace(RECIPE.model, window=7)))
-    with pytest.raises(UserError, match="--device warp: torch cannot use it here"):
+    with pytest.raises(UserError, match="device warp: torch cannot use it here"):
         tiny(store, tmp_path / "run", device="warp")
     with pytest.raises(UserError, match="--threads 0"):
         train(RECIPE, store, FAMILY, tmp_path / "run", threads=0, progress=False)

@@ -59,8 +59,8 @@ def read_run_input(run: Path, label: str) -> RunInput:
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: expected a run, made by `icrl run RECIPE --out {run}`")
     recipe = recipe_from_json(_read_json(run / "recipe.json", f"icrl run RECIPE --out {run}", dict))
-    resume = f"icrl run {recipe.name} --out {run}"
-    about = _read_json(run / "run.json", resume, dict)
+    about = _read_json(run / "run.json", f"icrl run {recipe.name} --out {run}", dict)
+    resume = about.get("command", f"icrl run {recipe.name} --out {run}")
     if not about.get("finished"):
         done = about.get("steps_trained", 0)
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from icrl.interfaces import UserError
 
-OWN_SUFFIXES = {".html", ".png", ".gif"}
-"""What a report folder may hold; anything else in it is somebody's work and is left alone."""
+FILES_NOTE = re.compile(r'<meta name="icrl-report-files" content="([^"]*)">')
+"""Where a page says which files lie beside it; anything else in its folder is somebody's work and is left alone."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ def render(title: str, subtitle: str, lead: Sequence[Block], sections: Sequence[
         lstrip_blocks=True,
     )
     shown = [section for section in sections if section.blocks]
-    stills = {p.name: p.uri for s in shown for p in pictures_of(s.blocks)}
+    pictures = {p.name: p.uri for s in shown for p in pictures_of(s.blocks)}
     return environment.get_template("template.html").render(
-        title=title, subtitle=subtitle, lead=lead, sections=shown, stills=stills
+        title=title, subtitle=subtitle, lead=lead, sections=shown, pictures=pictures
     )
 
 
@@ -122,11 +123,18 @@ def check_output(out: Path) -> None:
     """Raise UserError where ``out`` is not a folder that a report may replace."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} is not a folder, but the report is written as one: choose another --out")
-    strangers = [p.name for p in out.iterdir() if p.suffix not in OWN_SUFFIXES] if out.exists() else []
+    own = _own_files(out / "index.html")
+    strangers = [p.name for p in out.iterdir() if p.name not in own or not p.is_file()] if out.exists() else []
     if strangers:
         raise UserError(
             f"{out} holds {strangers[0]}, which is no part of a report: choose an empty or new folder as --out"
         )
+
+
+def _own_files(page: Path) -> set[str]:
+    """The files of an earlier report; none where ``page`` is not the page of one."""
+    note = FILES_NOTE.search(page.read_text(encoding="utf-8", errors="replace")) if page.is_file() else None
+    return {page.name, *note.group(1).split()} if note else set()
 
 
 def write(out: Path, html: str, sections: Sequence[Section]) -> Path:

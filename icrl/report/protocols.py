@@ -18,8 +18,8 @@ from icrl.report.inputs import EvaluationInput
 MATCHED_CONTEXT_SIZE = 100
 """Transitions in the context of DPT's offline evaluation."""
 
-RADT_SIZES = {(10, 10, 100): "10x10", (20, 20, 400): "20x20", (20, 40, 800): "40x20", (40, 20, 800): "40x20"}
-"""(height, width, horizon) -> the name of the size in RA-DT's Dark Room."""
+RADT_SIZES = {(10, 10, 100): "10x10", (20, 20, 400): "20x20", (40, 20, 800): "40x20"}
+"""(height, width, horizon) -> the name of the size in RA-DT's Dark Room; the long side is the rows (the optimum then is the published 774)."""
 
 
 @dataclass(frozen=True)

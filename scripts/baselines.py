@@ -1,0 +1,31 @@
+"""Sources as agents of an evaluation: the baselines beside the agent, and those that leave the contexts of an offline one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from agents import make_source, source_class
+from icrl.config import EvaluateConfig, Recipe, SourceConfig
+
+if TYPE_CHECKING:
+    from icrl.evaluation import AgentFactory
+
+CONTEXT_SOURCES = {"random": SourceConfig("uniform", scattered=True), "expert": SourceConfig("optimal")}
+"""Who leaves the context, by ``EvaluateConfig.context``."""
+
+
+def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, SourceConfig]:
+    """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already."""
+    rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
+    if "source" in config.baselines:
+        own = [source for source in recipe.collect.sources if not source.scattered]
+        rows |= {f"source {s.name}": s for s in own if s.options or s.name not in rows}
+    return rows
+
+
+def baseline_factory(source: SourceConfig, greedy: bool | None = None) -> AgentFactory:
+    """A source as an agent; ``greedy``, if given, is the action rule of one that has probabilities."""
+    fields = {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
+    rule = {"greedy": greedy} if greedy is not None and "greedy" in fields else {}
+    return make_source(source.name, **{**source.options, **rule}).make

@@ -1,0 +1,439 @@
+"""Laws of the losses: what is shown, what is asked, what the label is, and what does not count.
+
+The windows encode their own indices: observation[b, t] = 100 b + t, and what a step executed, what it meant and what was
+optimal are known functions of it. A ``Stub`` policy answers every token with a function of its observation: it has no loss
+where that is the label.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+from icrl.config import ModelConfig, ObjectiveConfig
+from icrl.data.sampling import Window
+from icrl.interfaces import FamilySpec, UserError, map_observation
+from icrl.models.heads import CategoricalHead
+from icrl.models.policy import Policy, make_policy
+from icrl.objectives import OBJECTIVES, check_objective, make_objective
+from icrl.objectives.base import masked_loss, previous_steps, step_window
+from icrl.objectives.dpt import shuffled_order
+
+LENGTH, NUM = 12, 700
+Layout = Literal["step", "transition"]
+CASES: list[tuple[Literal["ad", "dpt"], Layout]] = [("ad", "step"), ("dpt", "step"), ("dpt", "transition")]
+every_objective = pytest.mark.parametrize("name, layout", CASES)
+
+
+def executed(observation):
+    return (observation + 1) % NUM
+
+
+def intended(observation):
+    return (observation + 2) % NUM
+
+
+def optimal(observation):
+    return (observation + 3) % NUM
+
+
+def encoded(lengths=(LENGTH, LENGTH, LENGTH), first_episode: Any = 0, scattered: Any = False) -> Window:
+    """Windows (B, 12) of episodes of four steps, padded behind the given lengths; rewards and next observations tell the step, too."""
+    batch, steps = len(lengths), np.arange(LENGTH)
+    valid = steps < np.array(lengths)[:, None]
+    observation = (100 * np.arange(batch)[:, None] + steps).astype(np.uint16)
+    ended = np.broadcast_to(steps % 4 == 3, valid.shape) & valid
+    window = Window(
+        observation=observation,
+        action=executed(observation),
+        reward=observation.astype(np.float32) / NUM,
+        terminated=ended,
+        truncated=np.zeros_like(ended),
+        next_observation=(observation + 50).astype(np.uint16),
+        target_action=intended(observation),
+        optimal_action=optimal(observation),
+        behaviour_log_prob=None,
+        episode=np.broadcast_to(steps // 4, valid.shape).astype(np.int16),
+        episode_step=np.broadcast_to(steps % 4, valid.shape).astype(np.int16),
+        valid=valid,
+        history=np.arange(batch),
+        first_episode=np.broadcast_to(np.asarray(first_episode), (batch,)),
+        task=np.zeros(batch, int),
+        scattered=np.broadcast_to(np.asarray(scattered), (batch,)),
+    )
+    return with_padding(window, np.zeros_like)
+
+
+PER_STEP = (
+    "observation",
+    "action",
+    "reward",
+    "terminated",
+    "truncated",
+    "next_observation",
+    "target_action",
+    "optimal_action",
+    "episode",
+    "episode_step",
+)
+
+
+def with_padding(window: Window, content) -> Window:
+    """The window with ``content(column)`` where it is padding."""
+
+    def put(column):
+        valid = window.valid.reshape(window.valid.shape + (1,) * (column.ndim - 2))
+        return np.where(valid, column, content(column)).astype(column.dtype)
+
+    columns = {name: map_observation(put, getattr(window, name)) for name in PER_STEP}
+    return replace(window, **columns)
+
+
+def rows(window: Window, index) -> Window:
+    """Some windows of the batch."""
+    return take(window, lambda a: a[index], lambda a: a[index])
+
+
+def cut(window: Window, length: int) -> Window:
+    """The first steps of every window."""
+    return take(window, lambda a: a[:, :length], lambda a: a)
+
+
+def take(window: Window, of_steps, of_rows) -> Window:
+    columns = {name: map_observation(of_steps, getattr(window, name)) for name in (*PER_STEP, "valid")}
+    columns |= {name: of_rows(getattr(window, name)) for name in ("history", "first_episode", "task", "scattered")}
+    return replace(window, **columns)
+
+
+class Stub:
+    """A policy that is all but certain of ``answer(observation)`` at every token; keeps what it was given."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, layout: Layout, answer):
+        self.config, self.answer = SimpleNamespace(layout=layout), answer
+        self.head = CategoricalHead(1, Discrete(NUM))
+
+    def _output(self, observation):
+        labels = self.answer(observation.long())
+        return 100.0 * torch.nn.functional.one_hot(labels, NUM).float()
+
+    def step_window(self, observation, previous, episode, episode_step, hidden=None):
+        self.observation, self.previous, self.hidden = observation, previous, hidden
+        return self._output(observation)
+
+    def query_window(self, context, query, prefixes):
+        self.context, self.query, self.prefixes = context, query, prefixes
+        return self._output(query)
+
+
+def loss_of(name, policy: Any, window, seed=0, train=True, **options):
+    objective = make_objective(ObjectiveConfig(name, **options))
+    return objective.loss(policy, window, rng=np.random.default_rng(seed), train=train)
+
+
+def small_policy(layout: Layout, observation=None, action=None) -> Policy:
+    """A real policy whose outputs depend strongly on everything that it sees."""
+    config = ModelConfig(layout=layout, window=LENGTH, width=16, num_layers=2, num_heads=2, rotary=layout == "step")
+    policy = make_policy(FamilySpec("toy", observation or Discrete(NUM), action or Discrete(NUM), 4), config, 0)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return policy.eval()
+
+
+def test_every_objective_is_covered():
+    assert {name for name, _ in CASES} == set(OBJECTIVES)
+
+
+# all objectives
+
+
+@every_objective
+@torch.no_grad()
+def test_what_the_padding_holds_changes_nothing(name, layout):
+    policy, rng = small_policy(layout), np.random.default_rng(5)
+    window = encoded((12, 7, 1), scattered=[False, True, False])
+
+    def noise(column):
+        return rng.random(column.shape) < 0.5 if column.dtype == bool else rng.integers(0, 12, column.shape)
+
+    plain, noisy = (loss_of(name, policy, w) for w in (window, with_padding(window, noise)))
+    assert plain.loss == noisy.loss and plain.metrics == noisy.metrics
+    torch.testing.assert_close(noisy.accuracy_by_position, plain.accuracy_by_position, rtol=0, atol=0, equal_nan=True)
+
+
+@every_objective
+@torch.no_grad()
+def test_padded_windows_are_as_good_as_shorter_ones(name, layout):
+    policy, window = small_policy(layout), encoded((8, 8))
+    padded, short = loss_of(name, policy, window), loss_of(name, policy, cut(window, 8))
+    torch.testing.assert_close(padded.loss, short.loss)
+    torch.testing.assert_close(padded.accuracy_by_position[:8], short.accuracy_by_position)
+    assert padded.accuracy_by_position[8:].isnan().all()
+
+
+@every_objective
+@torch.no_grad()
+def test_every_label_weighs_the_same(name, layout):
+    policy, window = small_policy(layout), encoded((12, 4))
+    long, short, both = (loss_of(name, policy, rows(window, index)).loss for index in ([0], [1], [0, 1]))
+    torch.testing.assert_close(both, (12 * long + 4 * short) / 16)
+
+
+@every_objective
+def test_the_loss_is_a_scalar_that_moves_every_weight(name, layout):
+    policy = small_policy(layout)
+    loss = loss_of(name, policy, encoded(), token_mask=0.3 if name == "ad" else 0.0).loss
+    assert loss.ndim == 0
+    loss.backward()
+    still = [key for key, p in policy.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == ([] if name == "ad" or layout == "transition" else ["tokens.hidden"])
+
+
+@every_objective
+@torch.no_grad()
+def test_keyed_observations_and_continuous_actions_have_a_loss(name, layout):
+    observation = Dict(place=Discrete(NUM), speed=Box(-1, 1, (2,), np.float32))
+    policy, window = small_policy(layout, observation, Box(-1, 1, (2,), np.float32)), encoded((12, 5))
+
+    def keyed(place):
+        return {"place": place, "speed": np.stack([place, -1.0 * place], -1).astype(np.float32) / NUM}
+
+    def box(column):
+        return np.stack([column, column], -1).astype(np.float32) / NUM
+
+    names = ("action", "target_action", "optimal_action")
+    window = replace(
+        window,
+        observation=keyed(window.observation),
+        next_observation=keyed(window.next_observation),
+        **{column: box(getattr(window, column)) for column in names},
+    )
+    long, short, both = (loss_of(name, policy, rows(window, index)).loss for index in ([0], [1], [0, 1]))
+    torch.testing.assert_close(both, (12 * long + 5 * short) / 17)
+
+
+def test_accuracy_is_a_mean_over_what_counts_and_unknown_elsewhere():
+    stub: Any = Stub("step", lambda observation: observation)
+    output = stub._output(torch.tensor([[1, 2, 3], [1, 2, 3]]))
+    labels, counted = torch.tensor([[1, 0, 3], [1, 2, 0]]), torch.tensor([[True, True, False], [True, True, False]])
+    result = masked_loss(stub, output, labels, counted)
+    assert result.metrics["accuracy"] == 0.75
+    np.testing.assert_array_equal(result.accuracy_by_position, [1, 0.5, np.nan])
+    assert masked_loss(stub, output, labels, torch.zeros(2, 3, dtype=torch.bool)).loss == 0  # not 0 / 0
+
+
+def test_a_token_holds_its_observation_and_the_step_before_it():
+    stub, window = Stub("step", optimal), encoded()
+    loss_of("dpt", stub, window)
+    np.testing.assert_array_equal(stub.observation, window.observation)
+    previous = previous_steps(window, torch.device("cpu"))
+    for part, given in zip(previous, stub.previous, strict=True):
+        np.testing.assert_array_equal(part, given)
+    assert not previous.exists[:, 0].any() and previous.exists[:, 1:].all()
+    for part, column in (
+        (previous.action, window.action),
+        (previous.reward, window.reward),
+        (previous.ended, window.terminated | window.truncated),
+        (previous.final_observation, window.next_observation),
+    ):
+        np.testing.assert_array_equal(part[:, 1:], column[:, :-1])
+
+
+def test_an_episode_ends_whether_terminated_or_truncated():
+    window = encoded()
+    swapped = replace(window, terminated=window.truncated, truncated=window.terminated)
+    first, second = (previous_steps(w, torch.device("cpu")).ended for w in (window, swapped))
+    assert torch.equal(first, second) and first[:, 4::4].all() and first.sum() == 2 * 3
+
+
+# DPT
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_dpt_asks_for_the_optimal_action_not_the_executed_one(layout: Layout):
+    window = encoded((12, 7, 3))
+    right = loss_of("dpt", Stub(layout, optimal), window)
+    assert right.loss == 0 and right.metrics["accuracy"] == 1
+    for wrong in (executed, intended):
+        assert loss_of("dpt", Stub(layout, wrong), window).metrics["accuracy"] == 0
+
+
+@pytest.mark.parametrize("num_queries", [0, 5])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_dpt_labels_follow_the_query_and_transitions_stay_whole(scattered, num_queries):
+    stub, window = Stub("transition", optimal), encoded((12, 7, 12), scattered=scattered)
+    output = loss_of("dpt", stub, window, num_queries=num_queries)
+    assert output.loss == 0 and output.metrics["accuracy"] == 1
+    observation, action, reward, following = (part.numpy().astype(float) for part in stub.context)
+    known = np.sort(observation, 1) == np.sort(window.observation.astype(float), 1)
+    assert known.all()  # every transition is shown once, in its own window
+    full = [0, 2]
+    np.testing.assert_array_equal(action[full], executed(observation[full]))
+    np.testing.assert_allclose(reward[full] * NUM, observation[full], rtol=1e-6)
+    np.testing.assert_array_equal(following[full], observation[full] + 50)
+
+
+def test_dpt_asks_at_prefix_p_what_comes_after_the_p_transitions_shown():
+    for seed in range(5):
+        stub, window = Stub("transition", optimal), encoded((12,) * 6, scattered=[True] * 3 + [False] * 3)
+        loss_of("dpt", stub, window, seed, num_queries=4)
+        shown, asked = stub.context[0].numpy(), stub.query.numpy()
+        for b in range(6):
+            for query, prefix in zip(asked[b], stub.prefixes.tolist(), strict=True):
+                assert query == shown[b, prefix] and query not in shown[b, :prefix]
+
+
+def test_dpt_trains_all_prefixes_from_the_empty_one_or_a_random_subset():
+    drawn = []
+    for num_queries, expected in ((0, LENGTH), (LENGTH, LENGTH), (99, LENGTH), (4, 4), (1, 1)):
+        for seed in range(40):
+            stub = Stub("transition", optimal)
+            output = loss_of("dpt", stub, encoded(), seed, num_queries=num_queries)
+            prefixes = stub.prefixes.tolist()
+            assert prefixes == sorted(set(prefixes)) and set(prefixes) <= set(range(LENGTH))
+            assert len(prefixes) == expected == stub.query.shape[1]
+            assert output.accuracy_by_position.isfinite().nonzero()[:, 0].tolist() == prefixes
+            drawn += prefixes if num_queries == 1 else []
+    assert {0, LENGTH - 1} <= set(drawn) and len(set(drawn)) > 8
+
+
+def test_dpt_shuffles_scattered_windows_only_and_padding_stays_last():
+    window = encoded((12, 12, 7, 7), scattered=[True, False, True, False])
+    first, second = (shuffled_order(window, np.random.default_rng(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(first[[1, 3]], np.tile(np.arange(12), (2, 1)))
+    for b, length in ((0, 12), (2, 7)):
+        assert sorted(first[b]) == list(range(12)) and sorted(first[b, :length]) == list(range(length))
+        assert (first[b, :length] != np.arange(length)).any() and (first[b] != second[b]).any()
+
+
+def test_dpt_shuffles_every_window_in_an_order_of_its_own_all_equally_likely():
+    window = cut(encoded((3,) * 6000, scattered=True), 3)
+    order = shuffled_order(window, np.random.default_rng(0))
+    _, counts = np.unique(order, axis=0, return_counts=True)
+    assert len(counts) == 6 and np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
+
+
+@torch.no_grad()
+def test_dpt_trains_the_same_whether_or_not_it_is_training():
+    policy = small_policy("step")
+    assert loss_of("dpt", policy, encoded()).loss == loss_of("dpt", policy, encoded(), train=False).loss
+
+
+def test_dpt_without_optimal_actions_is_refused():
+    with pytest.raises(UserError, match="DPT needs optimal actions"):
+        loss_of("dpt", Stub("step", optimal), replace(encoded(), optimal_action=None))
+
+
+# AD
+
+
+def test_ad_asks_for_what_the_source_meant_where_that_is_known_and_wanted():
+    known, unknown = encoded((12, 5)), replace(encoded((12, 5)), target_action=None)
+    for window, intended_labels, label in (
+        (known, True, intended),
+        (known, False, executed),
+        (unknown, True, executed),
+    ):
+        for answer in (executed, intended, optimal):
+            output = loss_of("ad", Stub("step", answer), window, intended_labels=intended_labels)
+            assert output.metrics["accuracy"] == (answer is label) and (output.loss == 0) == (answer is label)
+
+
+def test_ad_counts_no_loss_on_the_first_episode_of_a_window_that_starts_mid_history():
+    wrong_at_first = Stub("step", lambda o: torch.where(o % 100 < 4, executed(o), intended(o)))
+    middle = loss_of("ad", wrong_at_first, encoded(first_episode=[3, 1, 2]))
+    assert middle.loss == 0 and middle.metrics["accuracy"] == 1
+    np.testing.assert_array_equal(middle.accuracy_by_position, [np.nan] * 4 + [1] * 8)
+    beginning = loss_of("ad", wrong_at_first, encoded(first_episode=0))
+    np.testing.assert_array_equal(beginning.accuracy_by_position, [0] * 4 + [1] * 8)
+    mixed = loss_of("ad", wrong_at_first, encoded(first_episode=[0, 1, 0]))
+    assert mixed.metrics["accuracy"].item() == pytest.approx(24 / 32)
+    np.testing.assert_array_equal(mixed.accuracy_by_position, [0] * 4 + [1] * 8)
+
+
+def test_ad_hides_masked_tokens_and_counts_none_of_them():
+    stub, window = Stub("step", intended), encoded((12,) * 7)
+    loss_of("ad", stub, window, token_mask=0.4)
+    assert stub.hidden is not None
+    hidden = stub.hidden.numpy()
+    assert hidden.shape == (7, 12) and 0.2 < hidden.mean() < 0.6
+    wrong = np.where(hidden, executed(window.observation), intended(window.observation))
+    only_masked_wrong = loss_of("ad", stub, replace(window, target_action=wrong), token_mask=0.4)
+    assert only_masked_wrong.loss == 0 and only_masked_wrong.metrics["accuracy"] == 1
+    np.testing.assert_array_equal(only_masked_wrong.accuracy_by_position.isfinite(), ~hidden.all(0))
+    for position in np.argwhere(~hidden)[:5]:
+        wrong = intended(window.observation)
+        wrong[tuple(position)] += 1
+        assert loss_of("ad", stub, replace(window, target_action=wrong), token_mask=0.4).metrics["accuracy"] < 1
+
+
+@torch.no_grad()
+def test_ad_sees_nothing_of_a_masked_token():
+    policy, stub, window = small_policy("step"), Stub("step", intended), encoded()
+    loss_of("ad", stub, window, token_mask=0.4)
+    assert stub.hidden is not None
+    hidden = stub.hidden.numpy()
+    changed = replace(window, observation=np.where(hidden, 7, window.observation).astype(np.uint16))
+    before, after = (loss_of("ad", policy, w, token_mask=0.4).loss for w in (window, changed))
+    assert before == after != loss_of("ad", policy, changed).loss
+
+
+def test_ad_draws_a_new_mask_at_each_step():
+    masks = []
+    for seed in (0, 0, 1):
+        stub = Stub("step", intended)
+        loss_of("ad", stub, encoded(), seed, token_mask=0.5)
+        masks.append(stub.hidden)
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+@torch.no_grad()
+def test_ad_smooths_labels_as_by_hand():
+    policy, window = small_policy("step"), encoded()
+    plain, smoothed = (loss_of("ad", policy, window, label_smoothing=share) for share in (0.0, 0.3))
+    log_probs = torch.log_softmax(step_window(policy, window), -1)
+    torch.testing.assert_close(smoothed.loss, 0.7 * plain.loss - 0.3 * log_probs.mean())
+    assert smoothed.metrics == plain.metrics
+
+
+@torch.no_grad()
+def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
+    policy, stub = small_policy("step"), Stub("step", intended)
+    options: dict[str, Any] = {"token_mask": 0.5, "label_smoothing": 0.3}
+    loss_of("ad", stub, encoded(), train=False, **options)
+    assert stub.hidden is None
+    measured = loss_of("ad", policy, encoded(), train=False, **options).loss
+    assert measured == loss_of("ad", policy, encoded()).loss != loss_of("ad", policy, encoded(), **options).loss
+
+
+# contradictions
+
+
+@pytest.mark.parametrize(
+    "name, model, options, words",
+    [
+        ("ad", {"layout": "transition", "rotary": False}, {}, "ad needs model.layout step, not transition"),
+        ("ad", {"window": 7}, {}, "model.window 7 is shorter than two episodes .* at least 8"),
+        ("dpt", {}, {"start_fraction": 0.7}, "start_fraction 0.7 .* set it to 1"),
+        ("dpt", {}, {"keep_every": 2}, "keep_every 2 is an option of AD, .* set it to 1"),
+        ("dpt", {}, {"token_mask": 0.1}, "token_mask 0.1 is an option of AD, .* set it to 0"),
+        ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is an option of AD, .* set it to 0"),
+        ("dpt", {"layout": "transition"}, {}, "transition has no positions: set model.rotary to False"),
+    ],
+)
+def test_contradictions_are_refused(name, model, options, words):
+    objective = ObjectiveConfig(name, **{"start_fraction": 1.0, **options})
+    with pytest.raises(UserError, match=words):
+        check_objective(objective, ModelConfig(**model), FamilySpec("toy", Discrete(NUM), Discrete(NUM), 4))
+
+
+@every_objective
+def test_fitting_options_are_accepted(name, layout):
+    model = ModelConfig(layout=layout, window=8, rotary=layout == "step")
+    check_objective(ObjectiveConfig(name, start_fraction=1.0), model, FamilySpec("toy", Discrete(2), Discrete(2), 4))
