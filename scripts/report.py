@@ -37,11 +37,12 @@ def command(argv: list[str]) -> None:
         )
     if options.out is None and len(options.runs) > 1:
         raise UserError("icrl report of several runs needs --out DIR")
-    out = options.out or options.runs[0] / "report"
+    runs = list(options.runs)
+    out = options.out or runs[0] / "report"
     check_output_folder(out.parent, f"--out {out}")
     from icrl.report import build_report
 
-    print(f"report: {build_report(options.runs, out)}")
+    print(f"report: {build_report(runs, out)}")
 
 
 def main(argv: list[str] | None = None) -> int:

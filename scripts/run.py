@@ -16,7 +16,7 @@ from scripts.check import check_recipe
 from scripts.common import MachineOptions, check_output_folder, device_of, first_argument, run_command
 from scripts.evaluate import evaluate_run
 from scripts.recipe_options import parse_recipe, recipe_help
-from scripts.records import find_record, records_of, table
+from scripts.records import check_records, find_record, records_of, table
 from scripts.train import train_policy
 
 USAGE = "icrl run RECIPE [--out RUN] [overrides]"
@@ -48,6 +48,7 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
 
     check_output_folder(out, f"--out {out}")
     run_folder.check(out, recipe)
+    check_records(out)
     store = _collected(recipe, out / "data")
     _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
     best = train_policy(recipe, store, family, out, device, machine.threads)

@@ -79,8 +79,42 @@ def test_a_family_that_the_checkpoint_was_not_made_for(run, capsys):
 
 def test_data_of_another_family(run, tmp_path, capsys):
     argv = ["train", "smoke", "--data", run / "data", "--out", tmp_path / "new", "--family.options.height", "4"]
-    assert "the dataset has observation_space" in complaint(capsys, *argv)
+    assert "was collected with family option height = 5, the recipe has 4" in complaint(capsys, *argv)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "run.json"])
+def test_records_that_are_damaged_are_met_before_the_roll_outs(name, run, monkeypatch, capsys):
+    (run / name).write_text("{")
+    monkeypatch.setattr("scripts.evaluate.evaluate_policy", lambda *_: pytest.fail("rolled out"))
+    assert str(run / name) in complaint(capsys, "evaluate", run)
+    assert str(run / name) in complaint(capsys, "run", "smoke", "--out", run)
+
+
+def test_a_wrong_recipe_names_its_file(run, tmp_path, capsys):
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["model"]["widht"] = 3
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    for argv in (["evaluate", run], ["run", "smoke", "--out", run]):
+        assert f"{run / 'recipe.json'}: recipe.model.widht: unknown option" in complaint(capsys, *argv)
+
+
+def test_what_is_one_level_off(run, capsys):
+    assert "recipe.json is a file: expected a run folder" in complaint(capsys, "evaluate", run / "recipe.json")
+    line = complaint(capsys, "inspect", run)
+    assert f"{run} is a run folder, expected a data folder: icrl inspect {run / 'data'}" in line
+
+
+def test_an_unfinished_training_is_evaluated_with_a_warning(run, tmp_path, capsys):
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["train"]["steps"] = 1000
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    argv = ["evaluate", run, "--lanes", 5, "--episodes", 1, "--json", tmp_path / "record.json"]
+    assert cli.main([str(word) for word in argv]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    step = int(weights_of(run).parent.name.removeprefix("step-"))
+    assert line.startswith(f"icrl: warning: {run}: the training is unfinished (100 of 1000 steps)")
+    assert line.endswith(f"of step {step}")
 
 
 class Malicious:
@@ -159,6 +193,24 @@ def test_output_that_is_somebody_elses_is_left_alone(smoke_run, tmp_path, capsys
         ["evaluate", smoke_run, "--json", out],
         ["evaluate", smoke_run, "--json", out / "thesis.tex" / "record.json"],
         ["bench", "--json", out],
+        *(
+            [*argv, place]
+            for argv in (
+                ["run", "smoke", "--out"],
+                ["collect", "smoke", "--out"],
+                ["train", "smoke", "--data", smoke_run / "data", "--out"],
+                ["report", smoke_run, "--out"],
+                ["inspect", smoke_run / "data", "--figure"],
+            )
+            for place in (out / "thesis.tex" / "x", Path("/proc/x") / out.relative_to("/"))
+        ),
     ):
         assert str(out) in complaint(capsys, *argv)
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("thesis.tex", "years of work")]
+
+
+def test_a_run_that_is_refused_does_not_take_its_folder(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("years of work")
+    assert "something else than a dataset" in complaint(capsys, "run", "smoke", "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

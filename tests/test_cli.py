@@ -16,10 +16,10 @@ from envs.darkroom import DarkRoom
 from icrl import recipes
 from icrl.config import CollectConfig, EvaluateConfig, FamilyConfig, Recipe, SourceConfig
 from icrl.evaluation_json import SCHEMA
-from icrl.interfaces import UserError
+from icrl.interfaces import TaskVectorEnv, UserError
 from icrl.recipe_json import recipe_from_json
 from scripts import cli, common
-from scripts.check import check_recipe
+from scripts.check import check_evaluation, check_recipe
 from scripts.options import field_docs, one_line
 from scripts.recipe_options import parse_recipe
 
@@ -95,14 +95,20 @@ def test_run_goes_on_at_the_unfinished_step(smoke, tmp_path):
     assert again[0]["agents"]["agent"]["return_by_episode"] == finished[0]["agents"]["agent"]["return_by_episode"]
 
 
-def test_the_steps_one_by_one_give_the_same_weights(smoke_run, tmp_path):
-    data, run = tmp_path / "data", tmp_path / "run"
-    for argv in (
+def test_the_steps_one_by_one_as_modules_give_the_same_weights_and_numbers(smoke_run, tmp_path):
+    data, run, page = tmp_path / "data", tmp_path / "run", tmp_path / "page"
+    for module, *argv in (
         ("collect", "smoke", "--out", data),
         ("train", "smoke", "--data", data, "--out", run, "--device", "cpu"),
+        ("evaluate", run),
+        ("report", run, "--out", page),
+        ("inspect_data", data),
     ):
-        done = run_icrl(*argv)
+        done = run_icrl(*argv, module=f"scripts.{module}")
         assert done.returncode == 0, done.stderr
+    assert (page / "index.html").exists()
+    (record,), (before,) = (json.loads((folder / "evaluation.json").read_text()) for folder in (run, smoke_run))
+    assert record["agents"]["agent"]["return_by_episode"] == before["agents"]["agent"]["return_by_episode"]
     best = json.loads((smoke_run / "checkpoints" / "index.json").read_text())
     assert json.loads((run / "checkpoints" / "index.json").read_text()) == best
     name = f"checkpoints/{best['latest']}/model.safetensors"
@@ -132,12 +138,13 @@ def test_evaluate_to_json_leaves_the_run_alone(smoke_run, tmp_path, capsys):
     argv = ["evaluate", smoke_run, "--split", "validation", "--episodes", 1, "--lanes", 5, "--seed", 7, "--json", out]
     assert cli.main([str(word) for word in argv]) == 0
     record = json.loads(out.read_text())
+    assert "warning" not in capsys.readouterr().err
     assert (record["split"], record["root_seed"], record["episodes"], record["lanes"]) == ("validation", 7, 1, 5)
     assert (smoke_run / "evaluation.json").read_bytes() == before
 
 
 def test_inspect_shows_progress_actions_and_coverage(smoke_run, tmp_path, capsys):
-    figure = tmp_path / "data.png"
+    figure = tmp_path / "deep" / "data.png"
     assert cli.main(["inspect", str(smoke_run / "data"), "--figure", str(figure)]) == 0
     text = capsys.readouterr().out
     assert "64 histories, 5,760 transitions; tasks: 15 training, 5 validation, 5 test" in text
@@ -227,7 +234,7 @@ def test_overrides_reach_families_sources_and_evaluations():
     assert (recipe.seed, recipe.train.steps, recipe.model.rotary) == (3, 7, False)
     assert recipe.family.options == {**recipes.quickstart().family.options, "width": 5, "start": "centre"}
     assert recipe.collect.sources[0].options == {"epsilon": 0.25}
-    assert [e.seeds for e in recipe.evaluations] == [(0,), (4, 5)]
+    assert [e.seeds for e in recipe.evaluations] == [(0,), (4, 5), (0,)]
 
 
 def test_another_family_brings_its_own_options():
@@ -279,23 +286,55 @@ MISTAKES = {
     "recipe": (["run", "smke"], "did you mean smoke?"),
     "recipe module": (["run", "no_such_module:mine"], "no module 'no_such_module'"),
     "recipe function": (["run", "icrl.recipes:nothing"], "no function 'nothing'"),
+    "recipe argument": (["run", "icrl.recipes:load_recipe"], "a function that needs no argument (missing a required"),
     "recipe type": (["run", "icrl.recipes:load_recipe.__doc__"], "no function"),
     "no recipe": (["run", "--out", "x"], "the recipe comes first"),
     "option": (["run", "smoke", "--model.widht", "3"], "did you mean --model.width"),
     "option of a family": (["run", "smoke", "--family.options.widht", "3"], "did you mean --family.options.width"),
     "value": (["run", "smoke", "--model.width", "wide"], "--model.width"),
     "choice": (["run", "smoke", "--model.layout", "stairs"], "'step', 'transition'"),
-    "family": (["run", "smoke", "--family.name", "dakroom"], "darkroom"),
-    "source": (["run", "smoke", "--collect.sources.0.name", "optimol"], "optimal"),
-    "baseline": (["run", "smoke", "--evaluations.0.baselines", "optimol"], "optimal"),
+    "family": (["run", "smoke", "--family.name", "dakroom"], "did you mean darkroom?"),
+    "no family at all": (
+        ["run", "smoke", "--family.name", "fjord"],
+        "known: bernoulli_bandit, darkroom, gaussian_bandit",
+    ),
+    "no family": (
+        ["run", "smoke", "--family.name", "icrl.config:Recipe"],
+        "is no family, it lacks make_vec, optimal_return",
+    ),
+    "nameless family": (["run", "smoke", "--family.name", ":Mine"], "unknown family ':Mine'"),
+    "source": (["run", "smoke", "--collect.sources.0.name", "optimol"], "did you mean optimal?"),
+    "no source": (["run", "smoke", "--collect.sources.0.name", "icrl.config:Recipe"], "is no source, it lacks make:"),
+    "unfit source": (
+        ["run", "smoke", "--collect.sources.0.name", "ucb"],
+        "--collect.sources.0: ucb is for bandits",
+    ),
+    "unfit source collected": (
+        ["collect", "smoke", "--out", "x", "--collect.sources.0.name", "ucb"],
+        "ucb is for bandits",
+    ),
+    "baseline": (["run", "smoke", "--evaluations.0.baselines", "optimol"], "did you mean optimal?"),
+    "unfit baseline": (
+        ["run", "smoke", "--evaluations.0.baselines", "random", "ucb"],
+        "--evaluations.0.baselines ucb: ucb is for bandits",
+    ),
+    "twice a baseline": (["run", "smoke", "--evaluations.0.baselines", "random", "random"], "each baseline once"),
     "family value": (["run", "smoke", "--family.options.width", "0"], "expected at least 1"),
     "heads": (["run", "smoke", "--model.width", "33"], "not divisible"),
     "odd head": (
         ["run", "smoke", "--model.width", "30", "--model.num-heads", "2"],
         "rotary positions need an even one",
     ),
-    "window": (["run", "smoke", "--model.window", "10"], "shorter than an episode"),
-    "history": (["run", "smoke", "--collect.steps-per-history", "10"], "shorter than an episode"),
+    "window": (["run", "smoke", "--model.window", "10"], "shorter than two episodes"),
+    "wide window": (["run", "smoke", "--model.window", "100000"], "--model.window 100000: expected at most 32767"),
+    "head width": (["run", "smoke", "--model.head-width", "-4"], "--model.head-width -4: expected at least 1, or 0"),
+    "history": (["run", "smoke", "--collect.steps-per-history", "10"], "fewer than two episodes"),
+    "one kept episode": (["run", "smoke", "--objective.keep-every", "6"], "pass at least 105"),
+    "weight decay": (["run", "smoke", "--train.weight-decay", "-1"], "train.weight_decay is -1.0, expected at least 0"),
+    "final rate": (
+        ["run", "smoke", "--train.final-learning-rate", "1.5"],
+        "train.final_learning_rate is 1.5, expected",
+    ),
     "no histories": (["run", "smoke", "--collect.num-histories", "0"], "expected at least 1"),
     "no validation": (["run", "smoke", "--family.options.num-validation", "0"], "no validation tasks"),
     "no lanes": (["run", "smoke", "--evaluations.0.lanes", "0"], "--evaluations.0.lanes"),
@@ -303,6 +342,9 @@ MISTAKES = {
     "scattered": (["run", "smoke", "--collect.sources.0.scattered"], "single transitions"),
     "exact set": (["run", "smoke", "--model.exact-set"], "--model.layout transition"),
     "threads": (["run", "smoke", "--threads", "0"], "--threads 0"),
+    "place of a run": (["run", "smoke", "--out", "/proc/x"], "--out /proc/x: nothing can be written there"),
+    "place of data": (["collect", "smoke", "--out", "/proc/x/y"], "--out /proc/x/y: nothing can be written there"),
+    "place of figures": (["bench", "--json", "/proc/x.json"], "--json /proc/x.json: nothing can be written there"),
     "no out": (["collect", "smoke"], "--out DATA"),
     "no data": (["train", "smoke", "--out", "x"], "--data DATA"),
     "data": (["train", "smoke", "--data", "nowhere", "--out", "x"], "nowhere"),
@@ -338,6 +380,28 @@ def test_a_family_without_test_tasks_is_refused_whatever_it_is():
 
     with pytest.raises(UserError, match="no test tasks"):
         check_recipe(recipes.smoke(), cast(Any, NoTest(5, 5, 15, num_validation=5)))
+
+
+class NoPolicy(DarkRoom):
+    """A Dark Room whose optimal policy nobody knows."""
+
+    def make_vec(self, tasks, lane_ids=None):
+        env = super().make_vec(tasks, lane_ids)
+        cast(Any, env).optimal_action = lambda tasks=None: TaskVectorEnv.optimal_action(env)
+        return env
+
+
+def test_who_has_no_optimal_policy_is_told_before_any_work():
+    recipe, family = recipes.smoke(), cast(Any, NoPolicy(5, 5, 15, num_validation=5))
+    with pytest.raises(UserError, match=r"^--collect\.sources\.0: .* has no optimal policy"):
+        check_recipe(recipe, family)
+    blind = EvaluateConfig(baselines=("random",))
+    check_evaluation(blind, recipe, family)
+    with pytest.raises(UserError, match=r"^--baselines optimal: .* has no optimal policy"):
+        check_evaluation(EvaluateConfig(baselines=("random", "optimal")), recipe, family)
+    with pytest.raises(UserError, match=r"^--context expert: .* has no optimal policy"):
+        expert = dataclasses.replace(blind, mode="offline", context="expert", context_size=10)
+        check_evaluation(expert, recipe, family)
 
 
 def test_plain_frames_read_like_drawn_ones():
@@ -384,12 +448,12 @@ def test_ctrl_c_in_a_training_saves_a_checkpoint_and_says_how_to_resume(smoke_ru
     assert json.loads((run / "checkpoints" / "index.json").read_text())["latest"]
 
 
-def test_ctrl_c_says_how_to_resume(capsys):
+def test_ctrl_c_says_what_is_true_of_every_command(capsys):
     def stopped(argv):
         raise KeyboardInterrupt
 
     assert common.run_command(stopped, []) == 130
-    assert capsys.readouterr().err == "icrl: stopped; run the same command again to resume\n"
+    assert capsys.readouterr().err == "icrl: stopped; run the same command again\n"
 
 
 def test_the_unexpected_keeps_its_traceback():

@@ -12,9 +12,9 @@ from icrl import __main__ as launcher
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(folder: Path, *argv: str, path: str = "") -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *argv: str, path: str = "", module: str = "icrl") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (path, str(ROOT)) if p)}
-    command = [sys.executable, "-m", "icrl", *argv]
+    command = [sys.executable, "-m", module, *argv]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -36,12 +36,16 @@ def test_a_foreign_package_in_the_way_is_named(tmp_path, name, as_package):
     assert line.startswith(f"icrl: error: another package `{name}` is in the way: {foreign.resolve()}")
 
 
-def test_a_foreign_folder_in_the_working_directory_is_named(tmp_path):
-    (tmp_path / "envs").mkdir()
-    (tmp_path / "envs" / "__init__.py").write_text("")
-    done = start(tmp_path, "list", "recipes")
-    assert done.returncode == 2
-    assert str((tmp_path / "envs").resolve()) in done.stderr
+@pytest.mark.parametrize("name", ["envs", "agents"])
+@pytest.mark.parametrize("command", [("icrl", "list", "recipes"), ("scripts.list_names", "recipes")], ids=" ".join)
+def test_a_foreign_folder_in_the_working_directory_is_named(tmp_path, name, command):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    module, *argv = command
+    done = start(tmp_path, *argv, module=module)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"icrl: error: another package `{name}` is in the way: {(tmp_path / name).resolve()}")
 
 
 def test_from_any_other_folder_the_command_starts(tmp_path):

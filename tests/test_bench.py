@@ -1,0 +1,52 @@
+"""The benchmark measures what it says, once through on a tiny recipe; how fast anything is, no test asks."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from icrl import recipes
+from scripts import bench
+
+
+def tiny():
+    """A recipe of the benchmark's kind: smoke with a smaller model."""
+    recipe = recipes.smoke()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, width=16, num_layers=1))
+
+
+def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "load_recipe", lambda name: tiny())
+    monkeypatch.setattr(bench, "STEPPING_LANES", 8)
+    monkeypatch.setattr(bench, "COLLECTED", 64)
+    monkeypatch.setattr("icrl.throughput.matrix_rate", lambda device: 1e9)
+    assert bench.main(["--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
+    written = json.loads((tmp_path / "bench.json").read_text())
+    figures = [bench.Figure(**figure) for figure in written["figures"]]
+    assert all(math.isfinite(f.median) and min(f.median, f.best) > 0 for f in figures)
+    asked = [f.name.split(",")[0] for f in figures if f.bar is not None]
+    assert asked == [
+        "Dark Room stepping",
+        "collection with a Bayes explorer to disk",
+        "training",
+        "cached roll-out",
+        "cached roll-out over re-encoding the window",
+        "peak anonymous memory of the process tree",
+    ]
+    printed = capsys.readouterr().out
+    assert all(f.name in printed for f in figures)
+
+
+@pytest.mark.parametrize(
+    "at_most, median, verdict", [(False, 3.0, "reached"), (False, 1.0, "missed"), (True, 1.0, "reached")]
+)
+def test_a_figure_is_judged_by_its_bar(at_most, median, verdict):
+    line = bench.table([bench.Figure("speed", "m/s", median, median, 1, 2.0, at_most)]).splitlines()[1]
+    assert line.startswith("speed ") and line.endswith(f"m/s {verdict}")
+
+
+def test_a_rate_is_work_over_time(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 15.0, 20.0, 30.0])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert bench.rate_of(lambda: 10.0, repeats=3) == (2.0, 5.0)  # 5, 2 and 1 per second
