@@ -110,7 +110,7 @@ def load_state(folder: Path) -> CheckpointState:
     try:
         return CheckpointState(
             progress=dataclass_from_json(Progress, data["progress"], f"{file}: progress"),
-            recipe=recipe_from_json(data["recipe"]),
+            recipe=recipe_from_json(data["recipe"], f"{file}: recipe"),
             spec=spec_from_json(data["spec"]),
             dataset_hash=str(data["dataset_hash"]),
         )

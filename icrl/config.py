@@ -68,6 +68,12 @@ class ModelConfig:
     """Width of a head; 0: model.width / model.num_heads. Narrower heads make the key-value cache, which bounds the speed of acting, smaller."""
     mlp_ratio: int = 4
     """Hidden width of the feed-forward layers over the width."""
+    action_reward_std: float = 0.02
+    """Standard deviation of the initial embeddings of actions and rewards (all others: 0.02): more where these tell most, as in bandits."""
+    reward_mean: float = 0.0
+    """Rewards enter the model as (reward - reward_mean) / reward_scale."""
+    reward_scale: float = 1.0
+    """See reward_mean: small differences between rewards are seen sooner when the scale is their spread."""
     rotary: bool = True
     """Rotary positions over the window. Off: no positions."""
     episode_embedding: bool = True

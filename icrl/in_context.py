@@ -267,7 +267,7 @@ class InContextAgent:
             raise UserError("the agent has no lanes yet: call reset(number of lanes) first")
         given = flatten("observation", observation)
         for key, column in self._observation_columns.items():
-            shape, expected = np.shape(given.get(key)), (self.num_lanes, *column.shape)
+            shape, expected = np.shape(given.get(key, ())), (self.num_lanes, *column.shape)
             if key not in given or shape != expected:
                 raise UserError(
                     f"{name}{key[11:]} has shape {shape}, expected {expected}: one row for each of {self.num_lanes} lanes"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from icrl.config import (
     TrainConfig,
 )
 from icrl.interfaces import UserError
+from icrl.registry import nearest
 
 
 def quickstart() -> Recipe:
@@ -71,9 +71,13 @@ def darkroom_dpt() -> Recipe:
     return Recipe(
         name="darkroom-dpt",
         description=_first_line(darkroom_dpt),
-        family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100}),
+        family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100, "num_validation": 4}),
         collect=CollectConfig(
-            sources=(SourceConfig("uniform", scattered=True), SourceConfig("posterior_sampling")),
+            sources=(
+                SourceConfig("uniform", scattered=True),
+                SourceConfig("posterior_sampling"),
+                SourceConfig("sample_and_hold"),
+            ),
             num_histories=20_000,
             steps_per_history=200,
             shard_histories=1000,
@@ -82,13 +86,13 @@ def darkroom_dpt() -> Recipe:
             layout="transition",
             window=200,
             width=64,
-            num_layers=4,
-            num_heads=1,
+            num_layers=3,
+            num_heads=4,
             rotary=False,
             episode_embedding=False,
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50),
-        train=TrainConfig(steps=1500, batch_size=64, learning_rate=2e-3, validate_every=300, validation_episodes=8),
+        train=TrainConfig(steps=2500, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
         evaluations=(
             EvaluateConfig(context="random", **offline),
             EvaluateConfig(context="expert", **offline),
@@ -123,20 +127,39 @@ def bandit_dpt() -> Recipe:
     return Recipe(
         name="bandit-dpt",
         description=_first_line(bandit_dpt),
-        family=FamilyConfig("gaussian_bandit", arms | {"noise": 0.3, "num_train_tasks": 40_000}),
+        family=FamilyConfig("gaussian_bandit", arms | {"noise": 0.3, "num_train_tasks": 60_000}),
         collect=CollectConfig(
-            sources=(SourceConfig("thompson", weight=2.0), SourceConfig("fixed_odds")),
-            num_histories=40_000,
+            sources=(
+                SourceConfig("thompson"),
+                SourceConfig("fixed_odds"),
+                SourceConfig("fixed_odds", {"concentration": 0.2}),
+            ),
+            num_histories=60_000,
             steps_per_history=500,
             shard_histories=2000,
         ),
-        model=ModelConfig(window=500, width=64, num_layers=4, num_heads=1, rotary=False),
-        objective=ObjectiveConfig("dpt", start_fraction=1.0),
+        model=ModelConfig(
+            layout="transition",
+            window=500,
+            width=64,
+            num_layers=2,
+            num_heads=5,  # one per arm: attention to the pulls of one arm is their mean
+            head_width=16,
+            action_reward_std=0.1,
+            reward_mean=0.5,
+            reward_scale=0.4,
+            rotary=False,
+            episode_embedding=False,
+            exact_set=True,
+        ),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=32),
         train=TrainConfig(
-            steps=2000,
+            steps=5000,
             batch_size=32,
-            learning_rate=2e-3,
-            validate_every=500,
+            learning_rate=3e-3,
+            final_learning_rate=0.02,
+            warmup_steps=200,
+            validate_every=1000,
             validation_episodes=1,
             validation_lanes=100,
         ),
@@ -164,7 +187,17 @@ def bernoulli_dpt() -> Recipe:
             steps_per_history=21,
             shard_histories=10_000,
         ),
-        model=ModelConfig(window=21, width=64, num_layers=3, num_heads=2, rotary=False, episode_embedding=False),
+        model=ModelConfig(
+            window=21,
+            width=64,
+            num_layers=3,
+            num_heads=2,
+            action_reward_std=0.1,
+            reward_mean=0.5,
+            reward_scale=0.5,
+            rotary=False,
+            episode_embedding=False,
+        ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
         train=TrainConfig(
             steps=3000,
@@ -230,9 +263,7 @@ def load_recipe(name: str) -> Recipe:
     if ":" in name:
         return _load_function(name)
     if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(RECIPES)}, or module:function"
-        raise UserError(f"unknown recipe {name!r}: {hint}")
+        raise UserError(f"unknown recipe {name!r}: {nearest(name, RECIPES)} (your own: module:function)")
     return RECIPES[name]()
 
 

@@ -19,8 +19,10 @@ def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, Source
     """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already."""
     rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
     if "source" in config.baselines:
-        own = [source for source in recipe.collect.sources if not source.scattered]
-        rows |= {f"source {s.name}": s for s in own if s.options or s.name not in rows}
+        for source in recipe.collect.sources:
+            if not source.scattered and (source.options or source.name not in rows):
+                same = sum(row.startswith(f"source {source.name}") for row in rows)
+                rows[f"source {source.name}{f' {same + 1}' if same else ''}"] = source
     return rows
 
 

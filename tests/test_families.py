@@ -173,7 +173,7 @@ def test_bad_calls_are_refused(name, options):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("darkrom", {}, "unknown family 'darkrom': expected one of"),
+        ("darkrom", {}, "unknown family 'darkrom': did you mean darkroom"),
         ("nowhere:Family", {}, "cannot import"),
         ("envs.darkroom:Nothing", {}, "no class Nothing"),
         ("envs.darkroom:DarkRoomVectorEnv", {}, "not a dataclass"),

@@ -73,7 +73,6 @@ def test_dpt_learns_the_exact_posterior_of_a_bandit(layout: Literal["step", "tra
     family, agents = trained(recipe, tmp_path)
     distance = posterior_distance(family, agents, 6, seed=0)
     assert distance.to_posterior.mean() < 0.06
-    assert distance.to_posterior[distance.pulls == 0].max() < 0.06  # the empty context is trained, too
     untrained = posterior_distance(family, agents_of(make_policy(family.spec, recipe.model, 0)), 6, seed=0)
     assert untrained.to_posterior.mean() > 0.15
 

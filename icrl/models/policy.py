@@ -20,6 +20,9 @@ from icrl.models.tokens import Previous, StepTokens, TransitionTokens
 from icrl.models.transformer import Transformer
 from icrl.seeding import derive_seed
 
+EMBEDDING_STD = 0.02
+"""Standard deviation of initial embeddings (GPT-2's)."""
+
 
 class Policy(nn.Module):
     """A sequence model over one token layout.
@@ -51,12 +54,16 @@ class Policy(nn.Module):
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
+        for module in self.tokens.action_reward.children():
+            if isinstance(module, nn.Embedding):
+                module.weight.data.mul_(config.action_reward_std / EMBEDDING_STD)
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(
-                module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.weight.shape[1] ** -0.5
+                module.weight,
+                std=EMBEDDING_STD if isinstance(module, nn.Embedding) else module.weight.shape[1] ** -0.5,
             )
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -187,6 +194,9 @@ def check_model(config: ModelConfig) -> None:
             f"heads of width {config.attention_width // config.num_heads} are odd, rotary positions need an even one: change model.num_heads or "
             "model.head_width"
         )
+    for name in ("action_reward_std", "reward_scale"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise UserError(f"model.{name} is {getattr(config, name)}, expected a positive number")
     if config.window < 2:
         raise UserError(f"model.window {config.window} is too short: it must hold at least 2 tokens")
 

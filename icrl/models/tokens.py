@@ -34,8 +34,10 @@ class Previous(NamedTuple):
 class ActionRewardEmbedding(nn.Module):
     """a and r together: E[a] + r·R[a] for discrete actions, so that what an action earned is one look-up away; else a network on (a, r)."""
 
-    def __init__(self, width: int, space: gym.Space):
+    def __init__(self, space: gym.Space, config: ModelConfig):
         super().__init__()
+        width = config.width
+        self.reward_mean, self.reward_scale = config.reward_mean, config.reward_scale
         self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
         if isinstance(space, gym.spaces.Discrete):
             self.action, self.reward = nn.Embedding(int(space.n), width), nn.Embedding(int(space.n), width)
@@ -45,6 +47,7 @@ class ActionRewardEmbedding(nn.Module):
 
     def forward(self, action: Tensor, reward: Tensor) -> Tensor:
         """(..., [A]) and (...) -> (..., D)."""
+        reward = (reward - self.reward_mean) / self.reward_scale
         if self.start is None:
             return self.network(torch.cat([action.float(), reward[..., None]], -1))
         index = action.long() - self.start
@@ -58,7 +61,7 @@ class StepTokens(nn.Module):
         super().__init__()
         self.observation = make_encoder(config.width, spec.observation_space)
         self.final_observation = make_encoder(config.width, spec.observation_space)
-        self.action_reward = ActionRewardEmbedding(config.width, spec.action_space)
+        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
         self.kind = nn.Embedding(3, config.width)  # first of the window, within an episode, first of a later episode
         self.hidden = nn.Parameter(torch.zeros(config.width))
         self.positions = config.episode_embedding
@@ -99,7 +102,7 @@ class TransitionTokens(nn.Module):
         self.observation = make_encoder(config.width, spec.observation_space)
         self.next_observation = make_encoder(config.width, spec.observation_space)
         self.query_observation = make_encoder(config.width, spec.observation_space)
-        self.action_reward = ActionRewardEmbedding(config.width, spec.action_space)
+        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
 
     def beginning(self, batch: int) -> Tensor:
         """(B, 1, D): the token that every context starts with."""

@@ -58,7 +58,9 @@ def read_run_input(run: Path, label: str) -> RunInput:
     """Read and check one run folder. Raises UserError that names the missing file and the command that makes it."""
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: expected a run, made by `icrl run RECIPE --out {run}`")
-    recipe = recipe_from_json(_read_json(run / "recipe.json", f"icrl run RECIPE --out {run}", dict))
+    recipe = recipe_from_json(
+        _read_json(run / "recipe.json", f"icrl run RECIPE --out {run}", dict), f"{run / 'recipe.json'}: recipe"
+    )
     about = _read_json(run / "run.json", f"icrl run {recipe.name} --out {run}", dict)
     resume = about.get("command", f"icrl run {recipe.name} --out {run}")
     if not about.get("finished"):
