@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from icrl.config import EvaluateConfig
-from icrl.contexts import record_context
 from icrl.controls import (
     FixedContext,
     HiddenRewards,
@@ -31,6 +30,7 @@ from icrl.controls import (
     zero_reward_share,
 )
 from icrl.data.sampling import Window
+from icrl.given_contexts import record_context
 from icrl.interfaces import Agent, Array, Family, FamilySpec, Tasks, TaskVectorEnv, UserError
 from icrl.rollout import rollout
 from icrl.seeding import LaneStreams, derive_seed

@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
 
+from icrl.boundary import Boundary
+from icrl.context import Context
 from icrl.data.sampling import Window
-from icrl.data.schema import flatten, observation_columns, spec_to_json, unflatten
+from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import replace_file
 from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
 from icrl.models.heads import CategoricalHead
@@ -31,75 +32,6 @@ from icrl.seeding import LaneStreams
 
 READ_TOKENS = 16_384
 """Tokens per forward pass when contexts are read again: bounds memory."""
-
-
-class Context:
-    """What every lane has lived through within its window, as arrays (B, W, ...) of transitions, oldest first."""
-
-    def __init__(self, lanes: int, window: int):
-        self.window = window
-        self.columns: dict[str, Observation] = {}
-        self.lengths = np.zeros(lanes, np.int64)  # (B,) transitions held
-        self.episode_step = np.zeros(lanes, np.int64)  # (B,) steps of the running episode so far
-
-    def _allocate(self, step: Step) -> None:
-        def empty(array: Array) -> Array:
-            array = np.asarray(array)
-            return np.zeros((len(self.lengths), self.window, *array.shape[1:]), array.dtype)
-
-        for name in ("observation", "action", "reward", "next_observation"):
-            self.columns[name] = map_observation(empty, getattr(step, name))
-        self.columns["ended"] = np.zeros((len(self.lengths), self.window), bool)
-        self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
-
-    def append(self, step: Step) -> None:
-        """Add one transition to every lane."""
-        step = step._replace(reward=np.asarray(step.reward, np.float32))
-        if not self.columns:
-            self._allocate(step)
-        lanes = np.arange(len(self.lengths))
-        values = {
-            "observation": step.observation,
-            "action": step.action,
-            "reward": step.reward,
-            "next_observation": step.next_observation,
-            "ended": step.ended,
-            "episode_step": self.episode_step,
-        }
-        for name, value in values.items():
-
-            def write(column: Array, new: Array) -> None:
-                column[lanes, self.lengths] = new
-
-            map_observation(write, self.columns[name], value)
-        self.lengths += 1
-        self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
-
-    def forget(self, lanes: Array) -> None:
-        """Empty some lanes."""
-        self.lengths[lanes] = 0
-        self.episode_step[lanes] = 0
-
-    def drop_oldest(self, lane: int, needed: int, whole_episodes: bool) -> None:
-        """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free."""
-        length = int(self.lengths[lane])
-        cut = length + needed - self.window
-        if whole_episodes:
-            ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
-            cut = int(ends[ends >= cut][0])
-
-        def shift(column: Array) -> None:
-            column[lane, : length - cut] = column[lane, cut:length].copy()
-
-        for column in self.columns.values():
-            map_observation(shift, column)
-        self.lengths[lane] = length - cut
-
-    def episodes(self, lanes: Array, length: int) -> Array:
-        """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""
-        ended = self.columns["ended"][lanes, :length]
-        ended = ended & (np.arange(length) < self.lengths[lanes, None])
-        return np.concatenate([np.zeros((len(lanes), 1), np.int64), np.cumsum(ended, 1)], 1)
 
 
 class InContextAgent:
@@ -119,7 +51,7 @@ class InContextAgent:
 
     def __init__(self, policy: Policy, *, streams: LaneStreams | None = None, seed: int = 0, greedy: bool = False):
         self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
-        self._observation_columns = observation_columns(policy.spec.observation_space)
+        self._boundary = Boundary(policy.spec)
         self.num_lanes = 0
         self._fixed = False
 
@@ -151,14 +83,15 @@ class InContextAgent:
     @torch.no_grad()
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         """Choose an action in every lane; observation (B, ...). Raises UserError where shapes or values are not those of the spaces."""
-        self._check_observation("observation", observation)
-        self._check_mask(action_mask)
+        self._boundary.check_observation("observation", observation, self.num_lanes)
+        self._boundary.check_mask(action_mask, self.num_lanes)
         action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.greedy, action_mask)
         return Decision(action, None, log_prob)
 
     @torch.no_grad()
     def action_probs(self, observation: Observation) -> Array:
-        """(B, A) the probabilities that ``act`` would draw from, in its place. Raises UserError where actions are continuous."""
+        """(B, A) the probabilities that ``act`` would draw from. Raises UserError where actions are continuous."""
+        self._boundary.check_observation("observation", observation, self.num_lanes)
         if not isinstance(self.policy.head, CategoricalHead):
             raise UserError(f"actions in {self.policy.spec.action_space} have densities, not probabilities")
         return torch.softmax(self._params(observation).float(), -1).cpu().numpy()
@@ -168,12 +101,7 @@ class InContextAgent:
 
         Raises UserError where shapes or values are not those of the spaces, or a reward is not finite.
         """
-        self._check_observation("observation", step.observation)
-        self._check_observation("next_observation", step.next_observation)
-        if np.shape(step.reward) != (self.num_lanes,) or not np.isfinite(step.reward).all():
-            raise UserError(
-                f"reward {step.reward} was observed, expected one finite number for each of {self.num_lanes} lanes"
-            )
+        self._boundary.check_step(step, self.num_lanes)
         if self._fixed and self.policy.config.layout == "transition":
             return
         self.context.append(step)
@@ -189,12 +117,15 @@ class InContextAgent:
         or with ``running`` the context's last one, which goes on.
         """
         batch, length = window.reward.shape
+        if not window.valid.all():
+            raise UserError("a context with padding was given: give lanes whose contexts are equally long")
         room = self.policy.config.window - (self.policy.config.layout == "step")
         if length > room:
             raise UserError(f"a context of {length} transitions does not fit: this policy's window has room for {room}")
         self.reset(batch)
         for t in range(length):
             step = Step(*(map_observation(lambda a, t=t: a[:, t], getattr(window, name)) for name in Step._fields))
+            self._boundary.check_step(step, self.num_lanes)
             self.context.append(step)
         if not running:
             if length:
@@ -260,33 +191,6 @@ class InContextAgent:
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
 
-    # checks
-
-    def _check_observation(self, name: str, observation: Observation) -> None:
-        if self.num_lanes == 0:
-            raise UserError("the agent has no lanes yet: call reset(number of lanes) first")
-        given = flatten("observation", observation)
-        for key, column in self._observation_columns.items():
-            shape, expected = np.shape(given.get(key, ())), (self.num_lanes, *column.shape)
-            if key not in given or shape != expected:
-                raise UserError(
-                    f"{name}{key[11:]} has shape {shape}, expected {expected}: one row for each of {self.num_lanes} lanes"
-                )
-            if column.dtype.kind in "iu" and not ((given[key] >= column.low) & (given[key] <= column.high)).all():
-                raise UserError(
-                    f"{name}{key[11:]} has values outside {self.policy.spec.observation_space}: this policy is for another family"
-                )
-
-    def _check_mask(self, mask: Array | None) -> None:
-        if mask is None:
-            return
-        space = self.policy.spec.action_space
-        expected = (self.num_lanes, int(space.n)) if isinstance(space, gym.spaces.Discrete) else None
-        if np.shape(mask) != expected or not np.asarray(mask).any(1).all():
-            raise UserError(
-                f"an action mask of shape {np.shape(mask)} was given, expected {expected} with a True in every row"
-            )
-
     # reading
 
     def _params(self, observation: Observation) -> torch.Tensor:
@@ -297,7 +201,19 @@ class InContextAgent:
             raise UserError(
                 f"the fixed context and the running episode fill the window of {self.context.window} steps: load a shorter context"
             )
+        self._catch_up()
         return self._step(observation) if self.policy.config.layout == "step" else self._query(observation)
+
+    def _catch_up(self) -> None:
+        """Make the cache hold what the context does: read what was observed without a choice, forget a second look at one observation."""
+        step = self.policy.config.layout == "step"
+        held = self.context.lengths if step else 1 + self.context.lengths - self._pending
+        expected = torch.as_tensor(held, device=self.policy.device)
+        behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
+        if len(behind):
+            self._reread(behind)
+        if step:
+            self.cache.lengths.copy_(expected)
 
     def _empty_cache(self, lanes: Array) -> None:
         index = torch.as_tensor(lanes, device=self.policy.device)

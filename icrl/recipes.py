@@ -74,7 +74,7 @@ def darkroom_dpt() -> Recipe:
         family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100, "num_validation": 4}),
         collect=CollectConfig(
             sources=(
-                SourceConfig("uniform", scattered=True),
+                SourceConfig("uniform", scattered=True, weight=2.0),
                 SourceConfig("posterior_sampling"),
                 SourceConfig("sample_and_hold"),
             ),
@@ -92,7 +92,7 @@ def darkroom_dpt() -> Recipe:
             episode_embedding=False,
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50),
-        train=TrainConfig(steps=2500, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
+        train=TrainConfig(steps=3000, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
         evaluations=(
             EvaluateConfig(context="random", **offline),
             EvaluateConfig(context="expert", **offline),

@@ -9,8 +9,8 @@ import pytest
 from agents import make_source
 from envs.darkroom import DarkRoom
 from icrl.config import EvaluateConfig
-from icrl.contexts import record_context
 from icrl.evaluation import evaluate
+from icrl.given_contexts import record_context
 from icrl.seeding import LaneStreams
 
 ROOM = DarkRoom()

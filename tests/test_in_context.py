@@ -1,5 +1,6 @@
 """The in-context agent: what it computes through its cache is what the training pass computes on the window that it holds."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -265,6 +266,10 @@ def test_a_short_window_keeps_something_at_every_episode(layout, window):
         (lambda agent, script: agent.act(script.observation[0], np.zeros((2, 3))), "a True in every row"),
         (lambda agent, script: agent.observe(script.step(0, np.zeros(2))._replace(reward=np.array([0, np.nan]))), "finite"),
         (lambda agent, script: agent.observe(script.step(0, np.zeros(2))._replace(reward=np.zeros(1))), "each of 2 lanes"),
+        (lambda agent, script: agent.observe(script.step(0, np.array([0, 3]))), "one of Discrete"),
+        (lambda agent, script: agent.action_probs(script.observation[0] + 5), "values outside MultiDiscrete"),
+        (lambda agent, script: agent.load_context(replace(given_context(2, 3), valid=np.zeros((2, 3), bool))), "padding"),
+        (lambda agent, script: agent.load_context(replace(given_context(2, 3), action=np.full((2, 3), 7))), "one of Discrete"),
         (lambda agent, script: agent.save_context("nowhere/context.npz"), "does not exist"),
     ],
 )  # fmt: skip
@@ -292,3 +297,27 @@ def test_only_a_saved_context_of_the_same_kind_is_restored(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="is not a saved context"):
             agent.restore_context(file)
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_what_was_observed_counts_however_often_the_agent_was_asked(layout):
+    script, agents = Script(2, 8), [make_agent(layout) for _ in range(3)]
+    asked_once, asked_twice = agents[:2]
+    for agent in agents:
+        agent.reset(2)
+    for t in range(3):
+        step = script.step(t, asked_once.act(script.observation[t]).action)
+        asked_twice.action_probs(script.observation[t])
+        asked_twice.act(script.observation[t])
+        for agent in agents:
+            agent.observe(step)
+    first, *others = (agent.action_probs(script.observation[3]) for agent in agents)
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+
+
+def test_an_episode_longer_than_the_horizon_is_cut_within():
+    agent, script = make_agent(), Script(2, 30)
+    script.ended[:] = False
+    agent.reset(2)
+    assert len(list(live(agent, script, 30))) == 30

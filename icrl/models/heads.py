@@ -87,13 +87,13 @@ class GaussianHead(nn.Module):
         noise = np.zeros_like(mean) if greedy else streams.normal(mean.shape[1]).reshape(mean.shape)
         sample = mean + np.exp(log_std) * noise
         log_prob = (-0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return np.clip(sample, self.low, self.high).astype(np.float32), log_prob
+        return np.clip(sample, self.low, self.high).astype(self.low.dtype), log_prob
 
 
 def make_head(width: int, space: gym.Space) -> CategoricalHead | GaussianHead:
     """The head for an action space. Raises UserError where none can represent it."""
     if isinstance(space, gym.spaces.Discrete):
         return CategoricalHead(width, space)
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f":
         return GaussianHead(width, space)
-    raise UserError(f"no head can represent the action space {space}: use Discrete, or Box with one axis")
+    raise UserError(f"no head can represent the action space {space}: use Discrete, or a real Box with one axis")

@@ -2,7 +2,9 @@
 
 Lee et al. 2023, arXiv 2306.14892, eq. 2. In layout ``step`` the query of prefix t is the observation o_t itself (one token per step; right where
 observations say little, as in bandits). In layout ``transition`` prefix t has a query token of its own, which asks for o_t, the state
-that was reached after those t transitions or, in scattered data, an independent one.
+that was reached after those t transitions (in scattered data, an independent one), or for a state out of the prefix. The latter is needed: a policy
+that has found its goal stays there, and asked at o_t alone it would learn that much reward means "stay" wherever it is. Any choice
+among shown states is fair, since it depends on the task only through what is shown.
 
 Which histories are fair: what is shown must tell of the task only through what it shows. So windows start at the beginning of a history, sequential
 data keep their order (a random subset of a learner's history would leak what the rest taught it), and scattered transitions, which no learner chose,
@@ -53,21 +55,28 @@ class DecisionPretraining:
             return to_tensors(map_observation(reorder, observation), device)
 
         num = self.config.num_queries or length
-        prefixes = np.sort(rng.choice(length, min(num, length), replace=False))  # prefix p asks for observation p
+        prefixes = np.sort(rng.choice(length, min(num, length), replace=False))
+        asked = asked_observations(prefixes, rng)
         context = (
             shown(window.observation),
             tensor(reorder(window.action), device),
             tensor(reorder(window.reward), device),
             shown(window.next_observation),
         )
-        query = to_tensors(map_observation(lambda a: reorder(a)[:, prefixes], window.observation), device)
+        query = to_tensors(map_observation(lambda a: reorder(a)[:, asked], window.observation), device)
         output = policy.query_window(context, query, torch.as_tensor(prefixes, device=device))
-        labels = tensor(reorder(optimal_action)[:, prefixes], device)
-        counted = tensor(reorder(window.valid)[:, prefixes], device)
+        labels = tensor(reorder(optimal_action)[:, asked], device)
+        counted = tensor(reorder(window.valid)[:, asked], device)
         result = masked_loss(policy, output, labels, counted)
         by_position = torch.full((length,), float("nan"), device=device)
         by_position[torch.as_tensor(prefixes, device=device)] = result.accuracy_by_position
         return result._replace(accuracy_by_position=by_position)
+
+
+def asked_observations(prefixes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(Q,) which observation each prefix (Q,) asks for: for half of them the next one, for the others any that was shown, or the next."""
+    anywhere = (rng.random(len(prefixes)) * (prefixes + 1)).astype(np.int64)
+    return np.where(rng.random(len(prefixes)) < 0.5, prefixes, anywhere)
 
 
 def shuffled_order(window: Window, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,76 @@
+"""What every lane has lived through, within a window of transitions: the memory of an in-context agent, oldest first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icrl.interfaces import Array, Observation, Step, map_observation
+
+
+class Context:
+    """Arrays (B, W, ...) of transitions by name, and how many of them each lane holds."""
+
+    def __init__(self, lanes: int, window: int):
+        self.window = window
+        self.columns: dict[str, Observation] = {}
+        self.lengths = np.zeros(lanes, np.int64)  # (B,) transitions held
+        self.episode_step = np.zeros(lanes, np.int64)  # (B,) steps of the running episode so far
+
+    def _allocate(self, step: Step) -> None:
+        def empty(array: Array) -> Array:
+            array = np.asarray(array)
+            return np.zeros((len(self.lengths), self.window, *array.shape[1:]), array.dtype)
+
+        for name in ("observation", "action", "reward", "next_observation"):
+            self.columns[name] = map_observation(empty, getattr(step, name))
+        self.columns["ended"] = np.zeros((len(self.lengths), self.window), bool)
+        self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
+
+    def append(self, step: Step) -> None:
+        """Add one transition to every lane."""
+        step = step._replace(reward=np.asarray(step.reward, np.float32))
+        if not self.columns:
+            self._allocate(step)
+        lanes = np.arange(len(self.lengths))
+        values = {
+            "observation": step.observation,
+            "action": step.action,
+            "reward": step.reward,
+            "next_observation": step.next_observation,
+            "ended": step.ended,
+            "episode_step": self.episode_step,
+        }
+        for name, value in values.items():
+
+            def write(column: Array, new: Array) -> None:
+                column[lanes, self.lengths] = new
+
+            map_observation(write, self.columns[name], value)
+        self.lengths += 1
+        self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
+
+    def forget(self, lanes: Array) -> None:
+        """Empty some lanes."""
+        self.lengths[lanes] = 0
+        self.episode_step[lanes] = 0
+
+    def drop_oldest(self, lane: int, needed: int, whole_episodes: bool) -> None:
+        """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free."""
+        length = int(self.lengths[lane])
+        cut = length + needed - self.window
+        if whole_episodes:
+            ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
+            cut = int(min(ends[ends >= cut], default=cut))  # an episode longer than the horizon is cut within
+
+        def shift(column: Array) -> None:
+            column[lane, : length - cut] = column[lane, cut:length].copy()
+
+        for column in self.columns.values():
+            map_observation(shift, column)
+        self.lengths[lane] = length - cut
+
+    def episodes(self, lanes: Array, length: int) -> Array:
+        """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""
+        ended = self.columns["ended"][lanes, :length]
+        ended = ended & (np.arange(length) < self.lengths[lanes, None])
+        return np.concatenate([np.zeros((len(lanes), 1), np.int64), np.cumsum(ended, 1)], 1)
