@@ -21,7 +21,7 @@ from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
 from icrl.objectives import OBJECTIVES, check_objective, make_objective
 from icrl.objectives.base import masked_loss, previous_steps, step_window
-from icrl.objectives.dpt import shuffled_order
+from icrl.objectives.dpt import asked_observations, shuffled_order
 
 LENGTH, NUM = 12, 700
 Layout = Literal["step", "transition"]
@@ -136,6 +136,12 @@ def loss_of(name, policy: Any, window, seed=0, train=True, **options):
     return objective.loss(policy, window, rng=np.random.default_rng(seed), train=train)
 
 
+@pytest.fixture
+def next_asked(monkeypatch):
+    """Every prefix asks for the observation that comes next, so that losses of different windows can be compared."""
+    monkeypatch.setattr("icrl.objectives.dpt.asked_observations", lambda prefixes, rng: prefixes)
+
+
 def small_policy(layout: Layout, observation=None, action=None) -> Policy:
     """A real policy whose outputs depend strongly on everything that it sees."""
     config = ModelConfig(layout=layout, window=LENGTH, width=16, num_layers=2, num_heads=2, rotary=layout == "step")
@@ -169,7 +175,7 @@ def test_what_the_padding_holds_changes_nothing(name, layout):
 
 @every_objective
 @torch.no_grad()
-def test_padded_windows_are_as_good_as_shorter_ones(name, layout):
+def test_padded_windows_are_as_good_as_shorter_ones(name, layout, next_asked):
     policy, window = small_policy(layout), encoded((8, 8))
     padded, short = loss_of(name, policy, window), loss_of(name, policy, cut(window, 8))
     torch.testing.assert_close(padded.loss, short.loss)
@@ -179,7 +185,7 @@ def test_padded_windows_are_as_good_as_shorter_ones(name, layout):
 
 @every_objective
 @torch.no_grad()
-def test_every_label_weighs_the_same(name, layout):
+def test_every_label_weighs_the_same(name, layout, next_asked):
     policy, window = small_policy(layout), encoded((12, 4))
     long, short, both = (loss_of(name, policy, rows(window, index)).loss for index in ([0], [1], [0, 1]))
     torch.testing.assert_close(both, (12 * long + 4 * short) / 16)
@@ -197,7 +203,7 @@ def test_the_loss_is_a_scalar_that_moves_every_weight(name, layout):
 
 @every_objective
 @torch.no_grad()
-def test_keyed_observations_and_continuous_actions_have_a_loss(name, layout):
+def test_keyed_observations_and_continuous_actions_have_a_loss(name, layout, next_asked):
     observation = Dict(place=Discrete(NUM), speed=Box(-1, 1, (2,), np.float32))
     policy, window = small_policy(layout, observation, Box(-1, 1, (2,), np.float32)), encoded((12, 5))
 
@@ -279,14 +285,27 @@ def test_dpt_labels_follow_the_query_and_transitions_stay_whole(scattered, num_q
     np.testing.assert_array_equal(following[full], observation[full] + 50)
 
 
-def test_dpt_asks_at_prefix_p_what_comes_after_the_p_transitions_shown():
-    for seed in range(5):
+def test_dpt_asks_at_prefix_p_what_comes_next_or_something_shown_never_what_comes_later():
+    following = []
+    for seed in range(20):
         stub, window = Stub("transition", optimal), encoded((12,) * 6, scattered=[True] * 3 + [False] * 3)
         loss_of("dpt", stub, window, seed, num_queries=4)
         shown, asked = stub.context[0].numpy(), stub.query.numpy()
         for b in range(6):
             for query, prefix in zip(asked[b], stub.prefixes.tolist(), strict=True):
-                assert query == shown[b, prefix] and query not in shown[b, :prefix]
+                assert query in shown[b, : prefix + 1]
+                following.append(query == shown[b, prefix])
+    assert 0.5 < np.mean(following) < 0.8
+
+
+def test_dpt_asks_for_every_shown_observation_now_and_then():
+    rng = np.random.default_rng(0)
+    draws = np.stack([asked_observations(np.arange(LENGTH), rng) for _ in range(2000)])
+    for prefix in range(LENGTH):
+        counts = np.bincount(draws[:, prefix], minlength=LENGTH) / 2000
+        others = 0.5 / (prefix + 1)
+        np.testing.assert_allclose(counts[:prefix], others, atol=0.05)
+        assert counts[prefix] == pytest.approx(0.5 + others, abs=0.05) and not counts[prefix + 1 :].any()
 
 
 def test_dpt_trains_all_prefixes_from_the_empty_one_or_a_random_subset():

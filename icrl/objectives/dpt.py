@@ -66,7 +66,7 @@ class DecisionPretraining:
         query = to_tensors(map_observation(lambda a: reorder(a)[:, asked], window.observation), device)
         output = policy.query_window(context, query, torch.as_tensor(prefixes, device=device))
         labels = tensor(reorder(optimal_action)[:, asked], device)
-        counted = tensor(reorder(window.valid)[:, asked], device)
+        counted = tensor(reorder(window.valid)[:, prefixes], device)
         result = masked_loss(policy, output, labels, counted)
         by_position = torch.full((length,), float("nan"), device=device)
         by_position[torch.as_tensor(prefixes, device=device)] = result.accuracy_by_position
