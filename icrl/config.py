@@ -107,6 +107,9 @@ class ObjectiveConfig:
     """Share of training windows that start at the beginning of a history; the rest start at any episode of it."""
     num_queries: int = 0
     """DPT in layout `transition`: prefixes trained per window; 0 trains all of them."""
+    privileged_sources: tuple[int, ...] = ()
+    """DPT: numbers (from 0) of the recipe's sources whose actions know more than their history shows, as an optimal policy's do. Of theirs only
+    prefixes that hold a reward are trained; right where the first reward tells all, as in Dark Room."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def _context(action: Array, reward: Array) -> Window:
         history=lanes,
         first_episode=np.zeros(batch, np.int64),
         task=none_of_training,
+        source=none_of_training,
         scattered=np.zeros(batch, bool),
     )
 

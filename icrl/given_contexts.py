@@ -46,6 +46,7 @@ def _window(turns: list[Turn]) -> Window:
         history=np.arange(len(ended)),
         first_episode=np.zeros(len(ended), np.int64),
         task=none_of_training,
+        source=none_of_training,
         scattered=np.zeros(len(ended), bool),  # a given context keeps its order
     )
 

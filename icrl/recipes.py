@@ -77,6 +77,7 @@ def darkroom_dpt() -> Recipe:
                 SourceConfig("uniform", scattered=True, weight=2.0),
                 SourceConfig("posterior_sampling"),
                 SourceConfig("sample_and_hold"),
+                SourceConfig("optimal"),
             ),
             num_histories=20_000,
             steps_per_history=200,
@@ -91,12 +92,12 @@ def darkroom_dpt() -> Recipe:
             rotary=False,
             episode_embedding=False,
         ),
-        objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50, privileged_sources=(3,)),
         train=TrainConfig(steps=3000, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
         evaluations=(
             EvaluateConfig(context="random", **offline),
             EvaluateConfig(context="expert", **offline),
-            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "posterior_sampling")),
+            EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "source", "posterior_sampling")),
         ),
     )
 

@@ -163,6 +163,11 @@ def _model(recipe: Recipe, family: Family) -> Iterator[str]:
     for name in ("token_mask", "label_smoothing", "start_fraction"):
         if not 0 <= getattr(objective, name) <= 1:
             yield f"--objective.{name.replace('_', '-')} {getattr(objective, name)}: expected 0 to 1"
+    if any(not 0 <= number < len(recipe.collect.sources) for number in objective.privileged_sources):
+        yield (
+            f"--objective.privileged-sources {' '.join(map(str, objective.privileged_sources))}: expected numbers of the recipe's sources, "
+            f"0 to {len(recipe.collect.sources) - 1}"
+        )
     if objective.num_queries < 0:
         yield f"--objective.num-queries {objective.num_queries}: expected 0 (every prefix) or more"
     needed = (objective.keep_every + 1) * horizon

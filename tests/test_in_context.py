@@ -91,7 +91,7 @@ def as_window(agent, lane, observation):
         pad(take("observation"), observation), pad(take("action"), 0).astype(int), pad(take("reward"), 0).astype(np.float32),
         pad(ended, False), np.zeros((1, n + 1), bool), pad(take("next_observation"), observation), None, None, None,
         episode[None], step[None], np.ones((1, n + 1), bool), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int),
-        np.zeros(1, bool),
+        np.zeros(1, int), np.zeros(1, bool),
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def given_context(lanes, length, seed=0):
         rng.integers(0, 5, (lanes, length, 2)), rng.integers(0, 3, (lanes, length)), rng.random((lanes, length)).astype(np.float32),
         np.ones((lanes, length), bool), zeros > 0, rng.integers(0, 5, (lanes, length, 2)), None, None, None,
         np.tile(np.arange(length), (lanes, 1)), zeros, zeros == 0, np.arange(lanes), np.zeros(lanes, int), np.zeros(lanes, int),
-        np.ones(lanes, bool),
+        np.zeros(lanes, int), np.ones(lanes, bool),
     )  # fmt: skip
 
 

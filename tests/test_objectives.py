@@ -63,6 +63,7 @@ def encoded(lengths=(LENGTH, LENGTH, LENGTH), first_episode: Any = 0, scattered:
         history=np.arange(batch),
         first_episode=np.broadcast_to(np.asarray(first_episode), (batch,)),
         task=np.zeros(batch, int),
+        source=np.zeros(batch, int),
         scattered=np.broadcast_to(np.asarray(scattered), (batch,)),
     )
     return with_padding(window, np.zeros_like)
@@ -105,7 +106,9 @@ def cut(window: Window, length: int) -> Window:
 
 def take(window: Window, of_steps, of_rows) -> Window:
     columns = {name: map_observation(of_steps, getattr(window, name)) for name in (*PER_STEP, "valid")}
-    columns |= {name: of_rows(getattr(window, name)) for name in ("history", "first_episode", "task", "scattered")}
+    columns |= {
+        name: of_rows(getattr(window, name)) for name in ("history", "first_episode", "task", "source", "scattered")
+    }
     return replace(window, **columns)
 
 
@@ -456,3 +459,17 @@ def test_contradictions_are_refused(name, model, options, words):
 def test_fitting_options_are_accepted(name, layout):
     model = ModelConfig(layout=layout, window=8, rotary=layout == "step")
     check_objective(ObjectiveConfig(name, start_fraction=1.0), model, FamilySpec("toy", Discrete(2), Discrete(2), 4))
+
+
+@pytest.mark.parametrize("layout", ["step", "transition"])
+def test_dpt_trains_prefixes_of_privileged_sources_only_after_a_reward(layout):
+    window = encoded((LENGTH, LENGTH))
+    reward = np.zeros((2, LENGTH), np.float32)
+    reward[:, 4] = 1
+    window = replace(window, reward=reward, source=np.array([0, 1]))
+    known = {}
+    for privileged in ((), (1,), (0, 1)):
+        output = loss_of("dpt", Stub(layout, executed), window, privileged_sources=privileged)
+        known[privileged] = output.accuracy_by_position.isfinite().nonzero()[:, 0].tolist()
+    assert known[()] == known[(1,)] == list(range(LENGTH))
+    assert known[(0, 1)] == list(range(5, LENGTH))  # the reward of step 4 is shown from prefix 5 on

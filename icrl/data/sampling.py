@@ -36,6 +36,7 @@ class Window:
     history: Array  # (B,) int64 number of the history in the store
     first_episode: Array  # (B,) int64 number, in its history, of the window's first episode
     task: Array  # (B,) int64 index into the training tasks
+    source: Array  # (B,) int64 index into the sources of the collection
     scattered: Array  # (B,) bool: single transitions from uniformly drawn states, in no order
 
 
@@ -120,6 +121,7 @@ def windows(store: HistoryStore, history_ids: Array, start_episodes: Array, leng
         history=history_ids,
         first_episode=np.asarray(start_episodes, np.int64),
         task=store.task[history_ids],
+        source=store.source[history_ids],
         scattered=store.scattered[history_ids],
     )
 

@@ -27,6 +27,8 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
             f"episodes: set model.window to at least {2 * spec.horizon}"
         )
+    if config.name == "ad" and config.privileged_sources:
+        raise UserError("objective.privileged_sources is an option of DPT, not of AD: leave it empty")
     if config.name == "dpt" and config.start_fraction < 1:
         raise UserError(
             f"objective.start_fraction {config.start_fraction} cuts windows out of the middle of histories, from which DPT's labels do not "

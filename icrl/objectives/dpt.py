@@ -8,7 +8,8 @@ among shown states is fair, since it depends on the task only through what is sh
 
 Which histories are fair: what is shown must tell of the task only through what it shows. So windows start at the beginning of a history, sequential
 data keep their order (a random subset of a learner's history would leak what the rest taught it), and scattered transitions, which no learner chose,
-are shuffled at each fetch. Deviation from the public code: the empty prefix is trained.
+are shuffled at each fetch. A source that knows the task would leak it by what it does: its prefixes count only once a reward has told as much
+(``privileged_sources``). Deviation from the public code: the empty prefix is trained.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class DecisionPretraining:
                 "DPT needs optimal actions, which these histories lack: collect from a family with an optimal policy"
             )
         if policy.config.layout == "step":
-            labels, counted = (tensor(a, policy.device) for a in (window.optimal_action, window.valid))
-            return masked_loss(policy, step_window(policy, window), labels, counted)
+            counted = window.valid & self._fair(window, window.reward)
+            labels = tensor(window.optimal_action, policy.device)
+            return masked_loss(policy, step_window(policy, window), labels, tensor(counted, policy.device))
         return self._query_loss(policy, window, window.optimal_action, rng)
 
     def _query_loss(
@@ -66,11 +68,17 @@ class DecisionPretraining:
         query = to_tensors(map_observation(lambda a: reorder(a)[:, asked], window.observation), device)
         output = policy.query_window(context, query, torch.as_tensor(prefixes, device=device))
         labels = tensor(reorder(optimal_action)[:, asked], device)
-        counted = tensor(reorder(window.valid)[:, prefixes], device)
+        fair = reorder(window.valid) & self._fair(window, reorder(window.reward))
+        counted = tensor(fair[:, prefixes], device)
         result = masked_loss(policy, output, labels, counted)
         by_position = torch.full((length,), float("nan"), device=device)
         by_position[torch.as_tensor(prefixes, device=device)] = result.accuracy_by_position
         return result._replace(accuracy_by_position=by_position)
+
+    def _fair(self, window: Window, reward: Array) -> Array:
+        """(B, P) whether prefix p may be trained, ``reward`` (B, P) being in the order shown: see ``privileged_sources``."""
+        rewarded = np.cumsum(reward != 0, axis=1) > (reward != 0)  # a reward before p
+        return rewarded | ~np.isin(window.source, self.config.privileged_sources)[:, None]
 
 
 def asked_observations(prefixes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
