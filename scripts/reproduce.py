@@ -70,9 +70,9 @@ def make_cell(run: Path) -> dict[str, Any]:
 
 
 def _scores(returns: Any, lane_task: Any, num_tasks: int) -> list[list[float]]:
-    """Returns (S, L, E) -> mean per seed and task (S, N), over lanes and episodes."""
+    """Returns (S, L, E) -> mean per seed and task (S, N), over lanes and episodes, to four digits."""
     per_lane = returns.mean(2)  # (S, L)
-    return [[round(float(seed[lane_task == n].mean()), 3) for n in range(num_tasks)] for seed in per_lane]
+    return [[float(f"{seed[lane_task == n].mean():.4g}") for n in range(num_tasks)] for seed in per_lane]
 
 
 def write_cell(results: Path, name: str, run: Path) -> None:

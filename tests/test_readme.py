@@ -72,7 +72,7 @@ def test_a_finished_run_becomes_a_cell_with_scores_by_task(smoke_run, tmp_path):
     scores = evaluation["return_by_seed_and_task"]["agent"]
     assert len(scores) == 1 and len(scores[0]) == evaluation["record"]["num_tasks"]
     assert sum(scores[0]) / len(scores[0]) == pytest.approx(
-        evaluation["record"]["agents"]["agent"]["mean_return"]["mean"], abs=1e-3
+        evaluation["record"]["agents"]["agent"]["mean_return"]["mean"], rel=1e-3
     )
     assert cell["seconds"] > cell["seconds_trained"] > 0 and cell["dataset_hash"]
 
