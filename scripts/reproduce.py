@@ -151,7 +151,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _bandit_line(evaluation: int, key: str) -> Line:
     numbers = BANDIT["regret_500"][key]
     published = f"{numbers['DPT']} ({numbers['DPT'] / numbers['Thompson']:.2f} × Thompson)"
-    what = f"5-armed bandit, {key}: regret after 500 pulls"
+    what = f"5-armed bandit, {key}, DPT (privileged data: optimal labels; exact Thompson among the sources): regret after 500 pulls"
     return Line("bandit-dpt", evaluation, what, regret_and_ratio, regret("thompson"), published)
 
 
@@ -160,7 +160,7 @@ LINES = (
     Line(
         "quickstart",
         0,
-        "10×10 Dark Room, held-out goals: return of episode 1 / 2 / 3",
+        "10×10 Dark Room, held-out goals, distilled Bayes explorer (privileged data): return of episode 1 / 2 / 3",
         episodes("agent", 1, 2, 3),
         episodes("nearest_plausible", 1, 2, 3),
         f"DPT {_numbers([_ONLINE[e] for e in '123'])}",
@@ -184,7 +184,7 @@ LINES = (
     Line(
         "darkroom-dpt",
         0,
-        "offline, 100 random transitions",
+        "10×10 Dark Room, DPT (privileged data: optimal labels; posterior and optimal sources): offline, 100 random transitions",
         episodes("agent", 1),
         episodes("posterior_sampling", 1),
         f"DPT {_OFFLINE['random_context']['DPT']}",
@@ -192,7 +192,7 @@ LINES = (
     Line(
         "darkroom-dpt",
         1,
-        "offline, 100 expert transitions",
+        "the same: offline, 100 expert transitions",
         episodes("agent", 1),
         episodes("posterior_sampling", 1),
         f"DPT {_OFFLINE['expert_context']['DPT']}",
@@ -200,7 +200,7 @@ LINES = (
     Line(
         "darkroom-dpt",
         2,
-        "online, a sample per step: episode 1 / 2 / 40",
+        "the same: online, a sample per step: episode 1 / 2 / 40",
         episodes("agent", 1, 2, 40),
         episodes("posterior_sampling", 1, 2, 40),
         f"DPT {_numbers([_ONLINE[e] for e in ('1', '2', '40')])}",
@@ -217,7 +217,7 @@ LINES = (
     Line(
         "bernoulli-dpt",
         0,
-        "2-armed Bernoulli bandit: total variation to the exact posterior",
+        "2-armed Bernoulli bandit, DPT (privileged data: optimal labels): total variation to the exact posterior",
         distance,
         lambda record: "0",
         "",
