@@ -166,6 +166,8 @@ class EvaluateConfig:
     """Offline: uniform transitions, or those of the optimal policy."""
     context_size: int = 100
     """Offline: transitions in the context."""
+    append: Literal["step", "episode"] = "step"
+    """When the agent's own transitions join its context: at once, or (layout `transition`, as DPT was published) when their episode ends."""
     greedy: bool = False
     """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
     baselines: tuple[str, ...] = ("random", "optimal", "source")

@@ -108,6 +108,9 @@ SCHEMA: dict[str, Any] = _object(
     mode=_value("string", "online: the context starts empty and grows; offline: it is given and fixed"),
     context=_value("string", "offline: random or expert transitions", optional=True),
     context_size=_value("integer", "offline: transitions in the context", optional=True),
+    append=_value(
+        "string", "when the agent's own transitions join its context: at each step, or at the end of their episode"
+    ),
     action_rule=_value("string", "sampled or greedy, for every row that has probabilities"),
     root_seed=_value("integer", "root of all random streams"),
     seeds=_list({"type": "integer"}, "evaluation seeds: each repeats all roll-outs"),
@@ -175,6 +178,7 @@ def evaluation_to_json(
         "mode": config.mode,
         "context": config.context if offline else None,
         "context_size": config.context_size if offline else None,
+        "append": config.append,
         "action_rule": "greedy" if config.greedy else "sampled",
         "root_seed": evaluation.root_seed,
         "seeds": list(config.seeds),

@@ -14,6 +14,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,14 @@ READ_TOKENS = 16_384
 """Tokens per forward pass when contexts are read again: bounds memory."""
 
 
+def check_append(append: str, layout: str) -> None:
+    """Raise UserError where the layout cannot add transitions by episodes."""
+    if append == "episode" and layout == "step":
+        raise UserError(
+            'append is "episode", but in layout step the running episode is what the policy reads: choose "step", or a run of layout transition'
+        )
+
+
 class InContextAgent:
     """A frozen policy that learns from what it lives through. See icrl/interfaces.py for the three calls.
 
@@ -47,9 +56,26 @@ class InContextAgent:
         Root seed of the default streams.
     greedy : bool
         Take the most probable action instead of sampling.
+    append : "step" or "episode"
+        When transitions join what the policy sees: at once, or (layout ``transition``, as Lee et al. 2023 published DPT) when their episode ends.
+
+    Raises
+    ------
+    UserError
+        If transitions are to join by episodes in layout ``step``, whose tokens are the running episode.
     """
 
-    def __init__(self, policy: Policy, *, streams: LaneStreams | None = None, seed: int = 0, greedy: bool = False):
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        streams: LaneStreams | None = None,
+        seed: int = 0,
+        greedy: bool = False,
+        append: Literal["step", "episode"] = "step",
+    ):
+        check_append(append, policy.config.layout)
+        self.append = append
         self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
         self._boundary = Boundary(policy.spec)
         self.num_lanes = 0
@@ -105,7 +131,7 @@ class InContextAgent:
         if self._fixed and self.policy.config.layout == "transition":
             return
         self.context.append(step)
-        self._pending[:] = True
+        self._pending[:] = self.append == "step"
 
     # contexts
 
@@ -207,13 +233,18 @@ class InContextAgent:
     def _catch_up(self) -> None:
         """Make the cache hold what the context does: read what was observed without a choice, forget a second look at one observation."""
         step = self.policy.config.layout == "step"
-        held = self.context.lengths if step else 1 + self.context.lengths - self._pending
+        held = self.context.lengths if step else 1 + self._seen(slice(None)) - self._pending
         expected = torch.as_tensor(held, device=self.policy.device)
         behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
         if len(behind):
             self._reread(behind)
         if step:
             self.cache.lengths.copy_(expected)
+
+    def _seen(self, lanes: Array | slice) -> Array:
+        """How many of some lanes' transitions the policy may see: all, or those of the episodes that ended."""
+        lengths = self.context.lengths[lanes]
+        return lengths if self.append == "step" else np.maximum(lengths - self.context.episode_step[lanes], 0)
 
     def _empty_cache(self, lanes: Array) -> None:
         index = torch.as_tensor(lanes, device=self.policy.device)
@@ -238,9 +269,9 @@ class InContextAgent:
     def _reread(self, lanes: Array) -> None:
         """Empty the caches of some lanes and read their contexts from scratch, lanes of similar length together."""
         self._empty_cache(lanes)
-        lanes = lanes[np.argsort(self.context.lengths[lanes], kind="stable")]
+        lanes = lanes[np.argsort(self._seen(lanes), kind="stable")]
         if len(lanes):
-            size = max(1, READ_TOKENS // max(1, int(self.context.lengths[lanes].max())))
+            size = max(1, READ_TOKENS // max(1, int(self._seen(lanes).max())))
             for start in range(0, len(lanes), size):
                 self._read(lanes[start : start + size])
         self._pending[lanes] = False
@@ -251,7 +282,7 @@ class InContextAgent:
         Layout ``step``: a context of n transitions is n tokens, the n-th transition being carried by the token that comes next.
         """
         context, device = self.context, self.policy.device
-        lengths = context.lengths[lanes]
+        lengths = self._seen(lanes)
         longest = int(lengths.max())
         if longest == 0:
             return

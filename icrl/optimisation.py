@@ -56,13 +56,14 @@ class Learner:
         self.policy = make_policy(spec, recipe.model, recipe.seed).to(device)
         self.objective = make_objective(recipe.objective)
         self.optimizer = make_optimizer(self.policy, recipe.train)
-        self.tokens_per_window = tokens_per_window(recipe.model, recipe.objective)
         if recipe.train.compile:
             compile_windows(self.policy)
 
     def work_of(self, batch: int) -> tuple[int, float]:
         """Tokens, and floating-point operations, of one optimiser step on ``batch`` windows."""
-        return batch * self.tokens_per_window, self.policy.flops_per_window(batch, self.tokens_per_window)
+        model, queries = self.recipe.model, queries_per_window(self.recipe.model, self.recipe.objective)
+        length = model.window if model.layout == "step" else 1 + model.window + queries  # 1: the beginning
+        return batch * length, self.policy.flops_per_window(batch, length, queries)
 
     def update(self, window: Window, step: int) -> Update:
         """Optimiser step number ``step`` (from 0) on one batch of windows. The weights stay as they are if the loss is not finite."""
@@ -86,11 +87,9 @@ class Learner:
         return Update(loss, norm, rate, metrics, to_numpy(output.accuracy_by_position))
 
 
-def tokens_per_window(model: ModelConfig, objective: ObjectiveConfig) -> int:
-    """Tokens of one training window: one per step, or a beginning, P transitions and Q queries (one per prefix if not told)."""
-    if model.layout == "step":
-        return model.window
-    return 1 + model.window + min(objective.num_queries or model.window, model.window)
+def queries_per_window(model: ModelConfig, objective: ObjectiveConfig) -> int:
+    """Query tokens of one training window: none in layout ``step``, else one per prefix if not told."""
+    return 0 if model.layout == "step" else min(objective.num_queries or model.window, model.window)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -131,9 +130,10 @@ def check_train(config: TrainConfig) -> None:
     for name in ("steps", "batch_size", "log_every", "validate_every", "validation_episodes", "validation_lanes"):
         if getattr(config, name) < 1:
             raise UserError(f"train.{name} is {getattr(config, name)}, expected at least 1")
-    for name in ("learning_rate", "clip_norm"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"train.{name} is {getattr(config, name)}, expected more than 0")
+    if not 0 < config.learning_rate < math.inf:
+        raise UserError(f"train.learning_rate is {config.learning_rate}, expected a positive number")
+    if not config.clip_norm > 0:
+        raise UserError(f"train.clip_norm is {config.clip_norm}, expected more than 0 (inf: nothing is clipped)")
     if not config.weight_decay >= 0:
         raise UserError(f"train.weight_decay is {config.weight_decay}, expected at least 0")
     if not 0 <= config.final_learning_rate <= 1:

@@ -66,7 +66,7 @@ def darkroom_dpt() -> Recipe:
         "mode": "offline",
         "episodes": 1,
         "lanes": 2000,
-        "baselines": ("random", "optimal", "posterior_sampling"),
+        "baselines": ("random", "optimal", "source", "posterior_sampling"),
     }
     return Recipe(
         name="darkroom-dpt",
@@ -74,7 +74,7 @@ def darkroom_dpt() -> Recipe:
         family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100, "num_validation": 4}),
         collect=CollectConfig(
             sources=(
-                SourceConfig("uniform", scattered=True, weight=2.0),
+                SourceConfig("uniform", scattered=True, weight=3.0),
                 SourceConfig("posterior_sampling"),
                 SourceConfig("sample_and_hold"),
                 SourceConfig("optimal"),
@@ -93,11 +93,12 @@ def darkroom_dpt() -> Recipe:
             episode_embedding=False,
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=50, privileged_sources=(3,)),
-        train=TrainConfig(steps=3000, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
+        train=TrainConfig(steps=4000, batch_size=64, learning_rate=1.5e-3, validate_every=500, validation_episodes=8),
         evaluations=(
             EvaluateConfig(context="random", **offline),
             EvaluateConfig(context="expert", **offline),
             EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal", "source", "posterior_sampling")),
+            EvaluateConfig(episodes=40, lanes=60, append="episode"),
         ),
     )
 
@@ -128,14 +129,16 @@ def bandit_dpt() -> Recipe:
     return Recipe(
         name="bandit-dpt",
         description=_first_line(bandit_dpt),
-        family=FamilyConfig("gaussian_bandit", arms | {"noise": 0.3, "num_train_tasks": 60_000}),
+        family=FamilyConfig(
+            "gaussian_bandit", arms | {"noise": 0.3, "num_train_tasks": 200_000, "num_validation_tasks": 400}
+        ),
         collect=CollectConfig(
             sources=(
-                SourceConfig("thompson"),
+                SourceConfig("thompson", weight=3.0),
                 SourceConfig("fixed_odds"),
                 SourceConfig("fixed_odds", {"concentration": 0.2}),
             ),
-            num_histories=60_000,
+            num_histories=200_000,  # about as many as training reads: a history that is met often is remembered, not inferred from
             steps_per_history=500,
             shard_histories=2000,
         ),
@@ -155,14 +158,14 @@ def bandit_dpt() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=32),
         train=TrainConfig(
-            steps=5000,
+            steps=7000,
             batch_size=32,
             learning_rate=3e-3,
             final_learning_rate=0.02,
             warmup_steps=200,
             validate_every=1000,
             validation_episodes=1,
-            validation_lanes=100,
+            validation_lanes=400,
         ),
         evaluations=tuple(
             EvaluateConfig(episodes=1, lanes=2000, family=family, baselines=baselines)

@@ -175,10 +175,7 @@ class _Training:
         self.monitor.scalars(step, scalars)
         self.monitor.accuracy(step, recent.accuracy())
         self.monitor.speed(step, recent.count, recent.seconds, tokens, flops)
-        bar.set_postfix_str(
-            f"loss {scalars['train/loss']:.3f}, {recent.count / recent.seconds:.1f} steps/s, "
-            f"{recent.count * tokens / recent.seconds:,.0f} tokens/s"
-        )
+        bar.set_postfix_str(f"loss {scalars['train/loss']:.3f}, {recent.count * tokens / recent.seconds:,.0f} tokens/s")
 
     def _validate(self, done: Progress, bar: Any) -> Progress:
         """Roll out on validation tasks, log it, and note whether these are the best weights so far."""

@@ -190,6 +190,8 @@ def _training(recipe: Recipe, family: Family) -> Iterator[str]:
 
 
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
+    from icrl.in_context import check_append
+
     yield from _positive(evaluation, prefix[2:], "episodes", "lanes", "context_size")
     if not evaluation.seeds or min(evaluation.seeds) < 0:
         yield f"{prefix}seeds {' '.join(map(str, evaluation.seeds))}: expected at least one, none below 0"
@@ -197,6 +199,7 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
         yield f"{prefix}seeds {' '.join(map(str, evaluation.seeds))}: each seed once"
     if len(split_tasks(family, evaluation.split)) == 0:
         yield f"the family's split leaves no {evaluation.split} tasks to evaluate on: change the family's options"
+    check_append(evaluation.append, recipe.model.layout)
     room = recipe.model.window - (family.spec.horizon if recipe.model.layout == "step" else 0)
     if evaluation.mode == "offline" and evaluation.context_size > room:
         beside = " beside the running episode" if recipe.model.layout == "step" else ""

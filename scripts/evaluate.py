@@ -60,7 +60,7 @@ def agent_factories(policy: Any, recipe: Recipe, config: EvaluateConfig) -> dict
     from icrl.in_context import InContextAgent
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
-        return InContextAgent(policy, streams=streams, greedy=config.greedy)
+        return InContextAgent(policy, streams=streams, greedy=config.greedy, append=config.append)
 
     baselines = baseline_sources(recipe, config)
     return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}

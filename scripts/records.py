@@ -129,6 +129,7 @@ def _heading(record: dict[str, Any]) -> str:
     options = record["family_options"]
     family = record["family"] + (f" ({', '.join(f'{k} {v}' for k, v in options.items())})" if options else "")
     context = f"{record['context']} context of {record['context_size']}, " if record["mode"] == "offline" else ""
+    context += "appended between episodes, " if record["append"] == "episode" else ""
     seeds = len(record["seeds"])
     return (
         f"{family}, {record['split']} tasks, {context}{record['num_tasks']} tasks, {record['lanes']} lanes, "

@@ -206,6 +206,14 @@ LINES = (
         f"DPT {_numbers([_ONLINE[e] for e in ('1', '2', '40')])}",
     ),
     Line(
+        "darkroom-dpt",
+        3,
+        "the same, but transitions join the context between episodes, as published: episode 1 / 2 / 40",
+        episodes("agent", 1, 2, 40),
+        lambda record: "–",
+        f"DPT {_numbers([_ONLINE[e] for e in ('1', '2', '40')])}",
+    ),
+    Line(
         "darkroom-ad",
         0,
         "9×9 Dark Room, 20 steps, distilled Q-learning: episode 1 / 50 / 200",

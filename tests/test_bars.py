@@ -37,7 +37,7 @@ def test_quickstart():
 
 
 def test_darkroom_dpt():
-    (random, expert, online), minutes = finished("darkroom-dpt")
+    (random, expert, online, _), minutes = finished("darkroom-dpt")
     assert random["lanes"] >= 2000 and random["context_size"] == 100
     assert curve(random)[0] >= curve(random, "posterior_sampling")[0] - 3
     assert curve(expert)[0] >= 87

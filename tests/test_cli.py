@@ -416,6 +416,10 @@ def test_a_context_that_does_not_fit_the_window(smoke_run, capsys):
     assert "--context-size 100 does not fit" in line
 
 
+def test_tokens_that_are_the_running_episode_cannot_wait_for_its_end(smoke_run, capsys):
+    assert "layout transition" in complaint(capsys, "evaluate", smoke_run, "--append", "episode")
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     for argv in (["run", "smoke"], ["collect", "smoke"]):

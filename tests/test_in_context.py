@@ -19,7 +19,13 @@ from icrl.seeding import LaneStreams
 HORIZON = 4
 
 
-def make_agent(layout: Literal["step", "transition"] = "step", window=10, greedy=False, **options):
+def make_agent(
+    layout: Literal["step", "transition"] = "step",
+    window=10,
+    greedy=False,
+    append: Literal["step", "episode"] = "step",
+    **options,
+):
     spec = FamilySpec("toy", MultiDiscrete([5, 5]), Discrete(3), HORIZON)
     config = ModelConfig(
         layout=layout, window=window, width=16, num_layers=2, num_heads=2, rotary=layout == "step", **options
@@ -30,7 +36,7 @@ def make_agent(layout: Literal["step", "transition"] = "step", window=10, greedy
             parameter.add_(
                 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
             )
-    return InContextAgent(policy, seed=1, greedy=greedy)
+    return InContextAgent(policy, seed=1, greedy=greedy, append=append)
 
 
 class Script:
@@ -133,12 +139,15 @@ def test_a_window_shorter_than_an_episode_is_halved():
 
 @torch.no_grad()
 @pytest.mark.parametrize("exact_set", [False, True])
-def test_queries_answer_from_everything_lived_through(exact_set):
-    agent, script = make_agent("transition", exact_set=exact_set), Script(3, 30)
+@pytest.mark.parametrize("append", ["step", "episode"])
+def test_queries_answer_from_everything_lived_through(exact_set, append):
+    """Or, where transitions are appended by episodes, from the episodes that ended."""
+    agent, script = make_agent("transition", exact_set=exact_set, append=append), Script(3, 30)
     agent.reset(3)
     for t, output in live(agent, script, 30):
         for lane in range(3):
-            n = int(agent.context.lengths[lane])
+            running = int(agent.context.episode_step[lane]) if append == "episode" else 0
+            n = int(agent.context.lengths[lane]) - running
             columns = agent.context.columns
             names = ("observation", "action", "reward", "next_observation")
             context = tuple(torch.as_tensor(columns[name][lane, :n][None]) for name in names) if columns else None
@@ -164,9 +173,9 @@ def test_resetting_a_lane_equals_a_fresh_agent_and_leaves_the_others_alone(layou
         torch.testing.assert_close(outputs[t][1], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["step", "transition"])
-def test_a_saved_context_goes_on_as_if_never_interrupted(layout, tmp_path):
-    script, agent, restored = Script(3, 30), make_agent(layout), make_agent(layout)
+@pytest.mark.parametrize(("layout", "append"), [("step", "step"), ("transition", "step"), ("transition", "episode")])
+def test_a_saved_context_goes_on_as_if_never_interrupted(layout, append, tmp_path):
+    script, agent, restored = Script(3, 30), make_agent(layout, append=append), make_agent(layout, append=append)
     agent.reset(3)
     for t in range(15):
         agent.observe(script.step(t, agent.act(script.observation[t]).action))
@@ -211,6 +220,8 @@ def test_too_long_contexts_wrong_lanes_and_foreign_files_are_refused(tmp_path):
         agent.load_context(given_context(2, 11))
     with pytest.raises(UserError, match="first"):
         make_agent().reset([0])
+    with pytest.raises(UserError, match="layout transition"):
+        make_agent(append="episode")
     with pytest.raises(UserError, match="streams are for 2"):
         InContextAgent(agent.policy, streams=LaneStreams(0, "x", lane_ids=2)).reset(3)
     (tmp_path / "foreign.npz").write_bytes(b"not a context")

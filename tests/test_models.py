@@ -238,3 +238,14 @@ def test_flops_count_products_once_forward_twice_backward_and_causal_attention_a
     matrices = layers * (4 * width**2 + 8 * width**2) + width * 4
     attention = layers * 2 * 10 * width / 2
     assert policy.flops_per_window(3, 10) == pytest.approx(3 * 2 * tokens * (matrices + attention))
+
+
+@pytest.mark.parametrize("exact_set", [False, True])
+def test_flops_of_queries_leave_out_what_the_last_layer_does_not_do(exact_set):
+    policy = make("transition", window=10, exact_set=exact_set)
+    width, queries, context = 16, 3, 11
+    keys = 2 * 3 * width**2 * (context + queries)  # both layers: query, key and value of every token
+    behind = 9 * width**2 * ((context + queries) + queries)  # first layer all tokens, last layer the queries
+    pairs = 2 * queries * context / 2 + (0 if exact_set else context**2 / 2)
+    work = keys + behind + 2 * width * pairs + queries * width * 4
+    assert policy.flops_per_window(5, context + queries, queries) == pytest.approx(5 * 3 * 2 * work)

@@ -17,7 +17,7 @@ class Pattern(Protocol):
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values of the tokens (B, H, T, d) -> what each gathers (B, H, T, d)."""
+        """Keys and values of the tokens (B, H, T, d), queries of all or of the last ones (B, H, t, d) -> what each of these gathers (B, H, t, d)."""
         ...
 
 
@@ -52,12 +52,14 @@ class QueriedWindow:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.first_query
+        answers = F.scaled_dot_product_attention(q[:, :, -len(self.mask) :], k, v, attn_mask=self.mask)
+        if q.shape[2] == len(self.mask):
+            return answers
         context = q[:, :, :end], k[:, :, :end], v[:, :, :end]
         if self.exact_set:
             gathered = see_first_and_self(*context)
         else:
             gathered = F.scaled_dot_product_attention(*context, is_causal=True)
-        answers = F.scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=self.mask)
         return torch.cat([gathered, answers], 2)
 
 

@@ -130,7 +130,7 @@ class Policy(nn.Module):
         queries = self.tokens.query(query)
         x = torch.cat([self.tokens.beginning(batch).to(tokens.dtype), tokens, queries], 1)
         pattern = QueriedWindow(num_context, prefixes.to(x.device), self.config.exact_set)
-        return self.head(self.transformer(x, pattern)[:, 1 + num_context :])
+        return self.head(self.transformer(x, pattern, first=1 + num_context))
 
     def begin_context(self, cache: KVCache, lanes: Tensor) -> None:
         """Write the beginning-of-context token of some lanes, whose caches are empty."""
@@ -169,18 +169,23 @@ class Policy(nn.Module):
             return None
         return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
 
-    def flops_per_window(self, batch: int, length: int) -> float:
-        """Floating-point operations of one forward and backward pass over ``batch`` windows of ``length`` tokens.
+    def flops_per_window(self, batch: int, length: int, num_queries: int = 0) -> float:
+        """Floating-point operations of one forward and backward pass over ``batch`` windows of ``length`` tokens, the last ones being queries.
 
-        Products only; causal attention counts half; the backward pass counts twice the forward.
+        Products only; causal attention counts half, and so does that of a query to its prefix; the backward pass counts twice the forward.
+        The last layer moves nothing but the queries on, where there are any.
         """
-        config = self.config
-        block = config.width * (4 * config.attention_width + 2 * config.mlp_ratio * config.width)
-        linear = config.num_layers * block + self.head.linear.weight.numel()
-        attention = (
-            config.num_layers * config.attention_width * length
-        )  # two products over on average half of the window
-        return 3 * 2.0 * batch * length * (linear + attention)
+        config, context = self.config, length - num_queries
+        moved = (config.num_layers - 1) * length + (num_queries or length)  # tokens behind attention, in all layers
+        gathering = 3 * config.width * config.attention_width * config.num_layers * length
+        moving = config.width * (config.attention_width + 2 * config.mlp_ratio * config.width) * moved
+        among_context = 0 if config.exact_set else context**2 / 2
+        pairs = (
+            config.num_layers * (num_queries * context / 2) + (config.num_layers - bool(num_queries)) * among_context
+        )
+        attention = 2 * config.attention_width * pairs  # scores and values
+        head = self.head.linear.weight.numel() * (num_queries or length)
+        return 3 * 2.0 * batch * (gathering + moving + attention + head)
 
 
 def check_model(config: ModelConfig) -> None:

@@ -37,15 +37,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.attention_width, bias=False)
         self.out = nn.Linear(config.attention_width, config.width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int, first: int) -> Tensor:
+        """What the tokens from ``first`` on gather from x (B, T, D) -> (B, T - first, D)."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
         qk, v = qkv.split((2, 1), 2)
         if angles is not None:
             qk = rotate(qk, angles)
         q, k = qk.permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
-        y = pattern.attend(layer, q, k, v.squeeze(2).transpose(1, 2))
-        y = y.transpose(1, 2).reshape(batch, length, -1)
+        y = pattern.attend(layer, q[:, :, first:], k, v.squeeze(2).transpose(1, 2))
+        y = y.transpose(1, 2).flatten(2)
         return F.dropout(self.out(y), self.dropout, self.training)
 
 
@@ -63,20 +64,20 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), of the tokens from ``first`` on: the others are only looked at."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attention, self.mlp = Attention(config), MLP(config)
 
-    def forward(self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), angles, pattern, layer)
+    def forward(self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int, first: int) -> Tensor:
+        x = x[:, first:] + self.attention(self.attention_norm(x), angles, pattern, layer, first)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
-    """The backbone of every policy: (B, T, D) tokens in, (B, T, D) features out."""
+    """The backbone of every policy: tokens (B, T, D) in, features of those that are read out."""
 
     angles: Tensor
 
@@ -90,9 +91,13 @@ class Transformer(nn.Module):
         )
         self.register_buffer("angles", angles, persistent=False)
 
-    def forward(self, x: Tensor, pattern: Pattern) -> Tensor:
-        """Features (B, T, D) of the tokens x (B, T, D), each seeing what the pattern lets it see."""
+    def forward(self, x: Tensor, pattern: Pattern, first: int = 0) -> Tensor:
+        """Features (B, T - first, D) of the tokens from ``first`` on; each of x (B, T, D) sees what the pattern lets it see.
+
+        Of the tokens before ``first`` the last layer needs keys and values alone.
+        """
         angles = pattern.positions(self.angles) if self.config.rotary else None
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, angles, pattern, layer)
+            x = block(x, angles, pattern, layer, first if layer == last else 0)
         return self.norm(x)

@@ -159,6 +159,7 @@ def _played(evaluation: EvaluationInput) -> tuple[Any, ...]:
         "context_size",
         "episodes",
         "action_rule",
+        "append",
         "lanes",
         "num_tasks",
     )

@@ -37,7 +37,8 @@ def evaluation_words(config: EvaluateConfig | Mapping[str, Any]) -> str:
         context = "uniformly random" if get("context") == "random" else "expert"
         return f"offline, a fixed context of {get('context_size'):,} {context} transitions"
     episodes = get("episodes")
-    return f"online, an empty context that grows over {episodes:,} episode{'s' if episodes != 1 else ''}"
+    grows = "grows between the episodes" if get("append") == "episode" else "grows"
+    return f"online, an empty context that {grows} over {episodes:,} episode{'s' if episodes != 1 else ''}"
 
 
 def _sources_words(sources: Sequence[SourceConfig]) -> str:
