@@ -15,6 +15,7 @@ from icrl.registry import build, find_class, known_names
 
 FAMILIES: dict[str, str] = {
     "darkroom": "envs.darkroom:DarkRoom",
+    "keydoor": "envs.keydoor:KeyDoor",
     "gaussian_bandit": "envs.bandit:GaussianBandit",
     "bernoulli_bandit": "envs.bandit:BernoulliBandit",
 }

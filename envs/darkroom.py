@@ -11,35 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from gymnasium.spaces import Discrete, MultiDiscrete
-from scipy.sparse import csr_array
 
-from envs.base import NativeVectorEnv
 from envs.darkroom_posterior import DarkRoomPosterior
-from envs.room import NUM_MOVES, RoomTables, room_tables
-from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
+from envs.room import NUM_MOVES, Room, RoomVectorEnv, arrivals, partition
+from icrl.interfaces import Array, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
-
-_TRAIN_SHARE = 0.8
-_LARGEST_ROOM = 4096
-"""Cells; the distance table grows with their square."""
 
 
 @dataclass(frozen=True)
-class DarkRoom:
+class DarkRoom(Room):
     """Find the goal cell of a dark room."""
 
-    width: int = 10
-    """Columns of the room."""
-    height: int = 10
-    """Rows of the room."""
-    horizon: int = 100
-    """Steps per episode."""
-    start: Literal["corner", "centre", "random"] = "corner"
-    """Where episodes begin: cell (0, 0), cell (height // 2, width // 2), or a cell drawn uniformly at each episode."""
+    name: ClassVar[str] = "darkroom"
+
     reward: Literal["dense", "once"] = "dense"
     """`dense`: 1 for each step that ends on the goal. `once`: 1 for the first such step of an episode."""
     permuted_actions: bool = False
@@ -47,41 +34,13 @@ class DarkRoom:
     goal_split: Literal["dpt", "radt"] | int = "dpt"
     """Which goals are held out: DPT's protocol (shuffled by seed 0, the last fifth), RA-DT's (100 cells drawn by seed 43, the last
     fifth), or the last fifth of an order drawn by this seed."""
-    num_validation: int = 10
-    """Goals taken from the end of the training ones to choose checkpoints on."""
 
     def __post_init__(self):
-        for key in ("width", "height", "horizon"):
-            if getattr(self, key) < 1:
-                raise UserError(f"Dark Room's {key} is {getattr(self, key)}: expected at least 1")
-        if not 2 <= self.num_cells <= _LARGEST_ROOM:
-            raise UserError(
-                f"a room of {self.height}x{self.width} has {self.num_cells} cells: expected 2 to {_LARGEST_ROOM}"
-            )
+        super().__post_init__()
         if isinstance(self.goal_split, int) and self.goal_split < 0:
-            raise UserError(f"Dark Room's goal_split is {self.goal_split}: expected dpt, radt or a seed of at least 0")
-        if self.num_validation < 0:
-            raise UserError(f"Dark Room's num_validation is {self.num_validation}: expected at least 0")
-
-    @property
-    def num_cells(self) -> int:
-        return self.height * self.width
-
-    @property
-    def tables(self) -> RoomTables:
-        return room_tables(self.height, self.width)
-
-    @property
-    def spec(self) -> FamilySpec:
-        """Observations (row, column); five actions."""
-        observation_space = MultiDiscrete([self.height, self.width], dtype=np.int16)
-        return FamilySpec("darkroom", observation_space, Discrete(NUM_MOVES), self.horizon)
-
-    @property
-    def start_cell(self) -> int | None:
-        """The cell where episodes begin; None where it is drawn."""
-        cells = {"corner": 0, "centre": self.height // 2 * self.width + self.width // 2, "random": None}
-        return cells[self.start]
+            raise UserError(
+                f"{self.name}'s goal_split is {self.goal_split}: expected dpt, radt or a seed of at least 0"
+            )
 
     def make_tasks(self, goal_cells: Array, permutation: Array | None = None) -> Tasks:
         """Goal cells (N,) and, with permuted actions, the move that each action does (N, 5) -> tasks (N,)."""
@@ -97,8 +56,7 @@ class DarkRoom:
 
     def goal_cells(self, tasks: Tasks) -> Array:
         """Tasks (...) -> goal cells (...)."""
-        goal = tasks["goal"]
-        return goal[..., 0] * self.width + goal[..., 1]
+        return self.cell_of(tasks["goal"])
 
     def sample_tasks(self, rng: np.random.Generator, num_tasks: int) -> Tasks:
         """Goals uniform over all cells, permutations uniform over all 120."""
@@ -113,12 +71,12 @@ class DarkRoom:
 
         Raises UserError where a part that must not be empty is.
         """
-        train, validation, test = self._partition(self._ordered_goals())
+        train, validation, test = partition(self._ordered_goals(), self.num_validation, "goals")
         if not self.permuted_actions:
             return Split(*(self.make_tasks(cells) for cells in (train, validation, test)))
         seed = self.goal_split if isinstance(self.goal_split, int) else 0
         order = generator(seed, "darkroom", "permutations").permutation(len(all_permutations()))
-        parts = self._partition(order)
+        parts = partition(order, self.num_validation, "permutations")
         train_p, validation_p, test_p = (all_permutations()[part] for part in parts)  # each (M, 5)
         return Split(
             self.make_tasks(np.repeat(train, len(train_p)), np.tile(train_p, (len(train), 1))),
@@ -136,23 +94,9 @@ class DarkRoom:
             return np.random.RandomState(43).permutation(self.num_cells)[:100]
         return generator(self.goal_split, "darkroom", "goals").permutation(self.num_cells)
 
-    def _partition(self, order: Array) -> tuple[Array, Array, Array]:
-        num_train = int(_TRAIN_SHARE * len(order)) - self.num_validation
-        if num_train < 1:
-            raise UserError(
-                f"a room of {self.height}x{self.width} leaves {num_train + self.num_validation} training goals and num_validation "
-                f"is {self.num_validation}: choose fewer validation goals or a larger room"
-            )
-        train, validation, test = np.split(order, [num_train, num_train + self.num_validation])
-        return train, validation, test
-
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
         """Lane i plays ``tasks[i]``. Raises UserError for a goal outside the room or a list that is no permutation."""
-        goal = tasks["goal"]
-        if ((goal < 0) | (goal >= (self.height, self.width))).any():
-            raise UserError(
-                f"a goal lies outside the room of {self.height}x{self.width} (rows x columns): correct the task"
-            )
+        self.check_positions(tasks, "goal")
         if self.permuted_actions and (np.sort(tasks["permutation"], axis=1) != np.arange(NUM_MOVES)).any():
             raise UserError(f"a task's permutation does not hold each of 0 to {NUM_MOVES - 1} once: correct the task")
         return DarkRoomVectorEnv(self, tasks, lane_ids)
@@ -166,13 +110,9 @@ class DarkRoom:
         """The same tasks, one step per episode from a uniformly drawn cell."""
         return replace(self, start="random", horizon=1)
 
-    def _start_cells(self) -> Array:
-        """Cells where an episode can begin, equally probable."""
-        return np.arange(self.num_cells) if self.start_cell is None else np.array([self.start_cell])
-
     def optimal_return(self, tasks: Tasks) -> Array:
         """(N,) exact: the shortest path, then, with dense reward, staying."""
-        distance = self.tables.distance[:, self.goal_cells(tasks)][self._start_cells()]  # (starts, N)
+        distance = self.tables.distance[:, self.goal_cells(tasks)][self.start_cells]  # (starts, N)
         paid_steps = np.maximum(0, self.horizon + 1 - np.maximum(distance, 1))  # the reward comes after the move
         if self.reward == "once":
             paid_steps = np.minimum(paid_steps, 1)
@@ -180,24 +120,9 @@ class DarkRoom:
 
     def random_return(self, tasks: Tasks) -> Array:
         """(N,) exact: the distribution over cells under uniform actions, propagated for an episode."""
-        next_cell, goals = self.tables.next_cell, self.goal_cells(tasks)
-        sources = np.repeat(np.arange(self.num_cells), NUM_MOVES)
-        weights = np.full(len(sources), 1 / NUM_MOVES)
-        transition = csr_array((weights, (next_cell.ravel(), sources)), shape=(self.num_cells, self.num_cells))
-        start = np.zeros(self.num_cells)
-        start[self._start_cells()] = 1 / len(self._start_cells())
-        if self.reward == "dense":
-            expected = np.zeros(self.num_cells)  # visits per cell
-            for _ in range(self.horizon):
-                start = transition @ start
-                expected += start
-            return expected[goals]
-        unique, inverse = np.unique(goals, return_inverse=True)
-        unpaid = np.repeat(start[:, None], len(unique), axis=1)  # (S, N) where it is while goal n has not paid
-        for _ in range(self.horizon):
-            unpaid = transition @ unpaid
-            unpaid[unique, np.arange(len(unique))] = 0
-        return 1 - unpaid.sum(axis=0)[inverse]
+        once = self.reward == "once"
+        goals, index = np.unique(self.goal_cells(tasks), return_inverse=True)
+        return arrivals(self.tables, self.start_probs, goals, self.horizon, first=once).sum(axis=0)[index]
 
 
 def all_permutations() -> Array:
@@ -205,35 +130,24 @@ def all_permutations() -> Array:
     return np.array(list(permutations(range(NUM_MOVES))))
 
 
-class DarkRoomVectorEnv(NativeVectorEnv):
-    """All lanes of a Dark Room in one numpy operation per step; the state of a lane is its cell."""
+class DarkRoomVectorEnv(RoomVectorEnv):
+    """All lanes of a Dark Room in one numpy operation per step."""
 
     def __init__(self, family: DarkRoom, tasks: Tasks, lane_ids: Array | None):
-        super().__init__(family.spec, tasks, lane_ids)
-        self._family, self._tables = family, family.tables
-        self._flat_next = self._tables.next_cell.ravel()
+        super().__init__(family, tasks, lane_ids)
+        self._family = family
         self._goal = family.goal_cells(tasks)
-        self._start_cell = family.start_cell
         self._once = family.reward == "once"
         self._permutation = tasks["permutation"] if family.permuted_actions else None
-        self.cell = np.zeros(self.num_envs, np.intp)  # (B,) where the lanes are
         self._asked: Tasks | None = None
         self._asked_steps = np.empty(0)
 
     def _begin(self) -> None:
-        if self._start_cell is None:
-            self.cell = self.streams.integers(self._family.num_cells)
-        else:
-            self.cell = np.full(self.num_envs, self._start_cell, np.intp)
+        super()._begin()
         self._paid = np.zeros(self.num_envs, bool)
 
-    def _observe(self) -> Array:
-        return self._tables.coordinates.take(self.cell, axis=0)
-
     def _move(self, actions: Array) -> Array:
-        if self._permutation is not None:
-            actions = self._permutation[self._lanes, actions]
-        self.cell = self._flat_next.take(self.cell * NUM_MOVES + actions)
+        self._walk(actions if self._permutation is None else self._permutation[self._lanes, actions])
         hit = self.cell == self._goal
         if self._once:
             hit, self._paid = hit & ~self._paid, self._paid | hit

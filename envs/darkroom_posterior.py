@@ -12,39 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from envs.hypotheses import Hypotheses
 from envs.room import NUM_MOVES
 from icrl.interfaces import Array, Step, Tasks, TaskVectorEnv
 from icrl.seeding import LaneStreams
 
 if TYPE_CHECKING:
     from envs.darkroom import DarkRoom, DarkRoomVectorEnv
-
-
-class _Hypotheses:
-    """Masks (B, N) over equally probable hypotheses, emptied ones restored: evidence that nothing explains is forgotten."""
-
-    def __init__(self, num_hypotheses: int):
-        self.num_hypotheses = num_hypotheses
-        self.mask = np.ones((0, num_hypotheses), bool)  # (B, N)
-        self.count = np.zeros(0, np.int64)  # (B,) hypotheses left
-
-    def reset(self, lanes: int | Sequence[int] | Array) -> None:
-        if isinstance(lanes, int | np.integer):
-            self.mask = np.ones((int(lanes), self.num_hypotheses), bool)
-            self.count = np.full(int(lanes), self.num_hypotheses)
-        else:
-            self.mask[lanes] = True
-            self.count[lanes] = self.num_hypotheses
-
-    def restore_empty(self) -> None:
-        if self.count.size and self.count.min() == 0:
-            self.reset(np.flatnonzero(self.count == 0))
-
-    def sample(self, streams: LaneStreams, lanes: Array) -> Array:
-        """(n,) index of a hypothesis left in each of the lanes (n,)."""
-        chosen = streams.integers(self.count[lanes], lanes)
-        ranks = np.cumsum(self.mask[lanes], axis=1, dtype=np.int16)  # (n, N)
-        return (ranks > chosen[:, None]).argmax(axis=1)
 
 
 class DarkRoomPosterior:
@@ -57,17 +31,14 @@ class DarkRoomPosterior:
         from envs.darkroom import all_permutations
 
         self._family, self._tables = family, family.tables
-        cells = np.arange(family.num_cells).reshape(family.height, family.width).T.ravel()
-        if family.start_cell is not None:
-            cells = np.append(cells[cells != family.start_cell], family.start_cell)
-        self._cells = cells  # (N,) cell of each hypothesis
+        self._cells = cells = family.cells_in_sweep_order()  # (N,) cell of each hypothesis
         self._index = np.argsort(cells)  # (N,) hypothesis of each cell
-        self._goals = _Hypotheses(len(cells))
+        self._goals = Hypotheses(len(cells))
         self._permutations = all_permutations()  # (120, 5)
         self._codes = NUM_MOVES ** np.arange(NUM_MOVES)
         self._index_of_code = np.zeros(NUM_MOVES**NUM_MOVES, np.intp)
         self._index_of_code[self._permutations @ self._codes] = np.arange(len(self._permutations))
-        self._meanings = _Hypotheses(len(self._permutations)) if family.permuted_actions else None
+        self._meanings = Hypotheses(len(self._permutations)) if family.permuted_actions else None
         self._support = None if family.permuted_actions else family.make_tasks(cells)
         self.reset(env.num_envs)
 
@@ -78,31 +49,18 @@ class DarkRoomPosterior:
             self._meanings.reset(lanes)
         self._lanes = np.arange(len(self._goals.count))
 
-    def _cell(self, observation: Array) -> Array:
-        return observation[:, 0].astype(np.intp) * self._family.width + observation[:, 1]
-
     def update(self, step: Step) -> None:
         """Take in one step of every lane."""
-        goals, reached = self._goals, self._index[self._cell(step.next_observation)]
-        paid = step.reward > 0
-        supported = goals.mask[self._lanes, reached]
-        refuted = supported & ~paid
-        if self._family.reward == "once":
-            refuted &= goals.count > 1  # a goal that was found pays nothing when met again in the episode
-        goals.mask[self._lanes, reached] = supported & ~refuted
-        goals.count -= refuted
-        found = np.flatnonzero(paid & ~(supported & (goals.count == 1)))
-        if found.size:
-            goals.mask[found] = False
-            goals.mask[found, reached[found]] = True
-            goals.count[found] = 1
-        goals.restore_empty()
+        goals, reached = self._goals, self._index[self._family.cell_of(step.next_observation)]
+        # with reward `once` a goal that was found pays nothing when met again in the episode
+        decisive = goals.count > 1 if self._family.reward == "once" else True
+        goals.visit(reached, step.reward > 0, decisive)
         if self._meanings is not None:
             self._update_meanings(self._meanings, step)
 
-    def _update_meanings(self, meanings: _Hypotheses, step: Step) -> None:
+    def _update_meanings(self, meanings: Hypotheses, step: Step) -> None:
         unsure = np.flatnonzero(meanings.count > 1)  # (n,)
-        cell, reached = self._cell(step.observation)[unsure], self._cell(step.next_observation)[unsure]
+        cell, reached = (self._family.cell_of(o[unsure]) for o in (step.observation, step.next_observation))
         fits = self._tables.next_cell[cell] == reached[:, None]  # (n, 5) moves that lead there
         moves = self._permutations.T[step.action[unsure]]  # (n, 120) what the action does by each permutation
         meanings.mask[unsure] &= np.take_along_axis(fits, moves, axis=1)

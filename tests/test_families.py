@@ -17,6 +17,8 @@ VARIANTS = [
     ("darkroom", {"width": 5, "height": 4, "horizon": 7, "start": "random", "num_validation": 2}),
     ("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre", "reward": "once"}),
     ("darkroom", {"width": 4, "height": 5, "horizon": 9, "permuted_actions": True, "num_validation": 2}),
+    ("keydoor", {}),
+    ("keydoor", {"width": 4, "height": 3, "horizon": 20, "start": "random", "reward": "once", "task_split": 3}),
     ("gaussian_bandit", {"horizon": 12, "num_train_tasks": 50, "num_test_tasks": 30}),
     ("gaussian_bandit", {"horizon": 12, "num_arms": 2, "noise": 0.0}),
     ("bernoulli_bandit", {"horizon": 12, "num_arms": 3}),
@@ -185,6 +187,8 @@ def test_bad_calls_are_refused(name, options):
         ("darkroom", {"width": 0}, "at least 1"),
         ("darkroom", {"width": 1, "height": 1}, "cells"),
         ("darkroom", {"num_validation": -1}, "num_validation"),
+        ("keydoor", {"task_split": -1}, "task_split"),
+        ("keydoor", {"task_split": 0, "num_tasks": 10_001}, "num_tasks"),
         ("gaussian_bandit", {"num_arms": 1}, "num_arms"),
         ("gaussian_bandit", {"noise": -0.1}, "noise"),
         ("gaussian_bandit", {"num_test_tasks": 0}, "num_test_tasks"),
@@ -205,6 +209,8 @@ def test_bad_tasks_are_refused():
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             gym.make("icrl/DarkRoom-v0", **arguments)
+    with pytest.raises(UserError, match="a door lies outside"):
+        gym.make("icrl/KeyDoor-v0", key=(0, 0), door=(10, 0))
     with pytest.raises(UserError, match="mean"):
         gym.make("icrl/GaussianBandit-v0", num_arms=2, means=(0.5, 1.5))
     with pytest.raises(UserError, match="validation"):

@@ -44,6 +44,8 @@ def match(evaluation: EvaluationInput) -> Published | None:
         return None
     if record["family"] == "darkroom":
         return _match_darkroom(evaluation)
+    if record["family"] == "keydoor" and record["mode"] == "online":
+        return _match_keydoor(evaluation)
     if record["family"] in ("gaussian_bandit", "bernoulli_bandit") and record["mode"] == "online":
         return _match_bandit(evaluation)
     return None
@@ -59,25 +61,47 @@ def _match_darkroom(evaluation: EvaluationInput) -> Published | None:
     record, played = evaluation.record, _played_grid(evaluation)
     if played is None or record["optimal_return"] <= 1.0:  # a reward given once only is another protocol
         return None
-    (height, width), start, goals = played
+    (height, width), starts, tasks = played
+    if tasks.dtype.names != ("goal",):  # permuted actions are another protocol
+        return None
+    goals = {(int(row), int(column)) for row, column in tasks["goal"]}
     setting, online = (height, width, record["horizon"]), record["mode"] == "online"
-    if start == (0, 0) and setting == (10, 10, 100):
+    if starts == {(0, 0)} and setting == (10, 10, 100):
         order = np.arange(100)
         np.random.RandomState(0).shuffle(order)
         if goals <= held_out_goals(order, width):
             return _dpt_darkroom(record)
-    if start == (0, 0) and setting in RADT_SIZES and online:
+    if starts == {(0, 0)} and setting in RADT_SIZES and online:
         if goals <= held_out_goals(np.random.RandomState(43).permutation(height * width), width):
             final = section("darkroom_radt_protocol")["final_return"][RADT_SIZES[setting]]
             return _published(
                 "darkroom_radt_protocol", by_episode={method: {40: value} for method, value in final.items()}
             )
         return None
-    if start == (4, 4) and setting == (9, 9, 20) and online:
+    if starts == {(4, 4)} and setting == (9, 9, 20) and online:
         numbers = section("darkroom_9x9_ad_protocol")["ad_eps"]
         final = {f"{name} (Zisman et al. 2023)": value for name, value in numbers.items() if name.startswith("AD-eps")}
         return _published("darkroom_9x9_ad_protocol", final_return=final)
     return None
+
+
+def _match_keydoor(evaluation: EvaluationInput) -> Published | None:
+    """RA-DT's Key-Door (corner start, the door pays at each step), or AD's (starts that are drawn, two rewards at most)."""
+    record, played = evaluation.record, _played_grid(evaluation)
+    if played is None:
+        return None
+    (height, width), starts, tasks = played
+    setting = (height, width, record["horizon"])
+    if record["optimal_return"] <= 2.0:
+        return _published("keydoor_9x9_ad_protocol") if setting == (9, 9, 50) and len(starts) > 1 else None
+    if starts != {(0, 0)} or setting not in RADT_SIZES:
+        return None
+    keys, doors = (np.random.RandomState(seed).permutation(height * width)[80:100] for seed in (42, 43))
+    cells = zip(tasks["key"] @ (width, 1), tasks["door"] @ (width, 1), strict=True)
+    if not {(int(key), int(door)) for key, door in cells} <= set(zip(keys.tolist(), doors.tolist(), strict=True)):
+        return None
+    final = section("keydoor_radt_protocol")["final_return"][RADT_SIZES[setting]]
+    return _published("keydoor_radt_protocol", by_episode={method: {40: value} for method, value in final.items()})
 
 
 def _dpt_darkroom(record: Mapping[str, Any]) -> Published | None:
@@ -105,20 +129,17 @@ def _match_bandit(evaluation: EvaluationInput) -> Published | None:
     return None if regret is None else _published(name, by_episode={}, regret=regret)
 
 
-def _played_grid(evaluation: EvaluationInput) -> tuple[tuple[int, int], tuple[int, int], set[tuple[int, int]]] | None:
-    """(height, width), the one start cell and the goals; None where something is missing or starts differ."""
+def _played_grid(evaluation: EvaluationInput) -> tuple[tuple[int, int], set[tuple[int, int]], np.ndarray] | None:
+    """(height, width), the cells where episodes began and the tasks; None where visits were not recorded."""
     artefacts = evaluation.artefacts
     assert artefacts is not None
     arrays = artefacts.agents.get(evaluation.record["primary"], {})
-    fields = artefacts.tasks.dtype.names or ()
-    if "visit_mean" not in arrays or fields != ("goal",):  # permuted actions are another protocol
+    if "visit_mean" not in arrays:
         return None
     height, width = arrays["visit_mean"].shape[1:]
     observed, number = arrays["life_observation"], arrays["life_episode"]  # (T, n, 2), (T, n)
     begins = np.concatenate([np.ones_like(number[:1], bool), number[1:] != number[:-1]])  # (T, n)
-    starts = {(int(row), int(column)) for row, column in observed[begins]}
-    goals = {(int(row), int(column)) for row, column in artefacts.tasks["goal"]}
-    return ((height, width), starts.pop(), goals) if len(starts) == 1 else None
+    return (height, width), {(int(row), int(column)) for row, column in observed[begins]}, artefacts.tasks
 
 
 def _published(name: str, **numbers: Any) -> Published:
