@@ -223,6 +223,25 @@ def bernoulli_dpt() -> Recipe:
     )
 
 
+def keydoor() -> Recipe:
+    """Distil a Bayes explorer in the 10×10 Key-Door (Schmied et al. 2024): find the key, then the door, then straight to both."""
+    baselines = ("random", "optimal", "source", "blind_sweep", "nearest_plausible", "sample_and_hold")
+    return Recipe(
+        name="keydoor",
+        description=_first_line(keydoor),
+        family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
+        collect=CollectConfig(
+            sources=(SourceConfig("nearest_plausible", {"epsilon": 0.1}),),
+            num_histories=16_384,
+            steps_per_history=700,
+        ),
+        model=ModelConfig(window=400, width=96, num_layers=4, num_heads=2, head_width=48),
+        objective=ObjectiveConfig("ad"),
+        train=TrainConfig(steps=1500, validate_every=250, validation_episodes=5, validation_lanes=70),
+        evaluations=(EvaluateConfig(episodes=40, lanes=200, baselines=baselines),),
+    )
+
+
 def smoke() -> Recipe:
     """The whole path in under 30 seconds, in a 5×5 Dark Room: is everything in its place?"""
     return Recipe(
@@ -259,6 +278,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "darkroom-ad": darkroom_ad,
     "bandit-dpt": bandit_dpt,
     "bernoulli-dpt": bernoulli_dpt,
+    "keydoor": keydoor,
     "smoke": smoke,
 }
 
