@@ -14,6 +14,7 @@ SOURCES: dict[str, str] = {
     "optimal": "agents.oracle:Optimal",
     "annealed": "agents.oracle:Annealed",
     "q_learning": "agents.q_learning:QLearning",
+    "sb3": "agents.sb3_source:SB3",
     "ucb": "agents.bandits:UCB",
     "empirical_mean": "agents.bandits:EmpiricalMean",
     "thompson": "agents.bayes:PosteriorSampling",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 
 from icrl.interfaces import Array, Decision, Step, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams
@@ -48,6 +48,20 @@ def num_actions(env: TaskVectorEnv, who: str) -> int:
     return int(env.single_action_space.n)
 
 
+def bounded_box(env: TaskVectorEnv, who: str) -> Box:
+    """The box of actions. Raises UserError, naming ``who``, where it is no bounded box of vectors."""
+    space = env.single_action_space
+    if not (isinstance(space, Box) and space.is_bounded() and len(space.shape) == 1):
+        raise UserError(f"{who} needs discrete actions or a bounded box of vectors, this family has {space}")
+    return space
+
+
+def uniform_in_box(space: Box, streams: LaneStreams) -> Array:
+    """(B, action_dim) one uniform action per lane."""
+    draws = streams.uniform(len(space.low)).reshape(-1, len(space.low))
+    return (space.low + (space.high - space.low) * draws).astype(space.dtype)
+
+
 def check_probability(who: str, **values: float) -> None:
     """Raises UserError, naming ``who`` and the option, for a value outside [0, 1]."""
     for key, value in values.items():
@@ -76,3 +90,18 @@ def epsilon_noise(
     action = np.where(noisy, choice, intended)
     prob = epsilon / allowed + np.where(action == intended, 1.0 - epsilon, 0.0)
     return Decision(action, intended, np.log(prob).astype(np.float32))
+
+
+def epsilon_noise_in_box(
+    intended: Array,  # (B, action_dim)
+    epsilon: float | Array,  # scalar or (B,)
+    space: Box,
+    streams: LaneStreams,
+) -> Decision:
+    """With probability ``epsilon`` execute a uniform action of the box instead of the intended one.
+
+    There is no log-density: the intended action has a probability of its own, which no density can express.
+    """
+    noisy = streams.uniform() < epsilon
+    action = np.where(noisy[:, None], uniform_in_box(space, streams), intended)
+    return Decision(action, intended, None)

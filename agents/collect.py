@@ -1,8 +1,8 @@
 """Collecting learning histories: source agents in all lanes of a shard at once, shards side by side in processes.
 
 A shard depends on the recipe and its number alone (lane streams are named by the history's number), so neither the
-workers nor an interruption change the dataset. Within a shard the histories are ordered by source; every source meets the
-training tasks in balanced random order.
+workers nor an interruption change the dataset. A source that drives its own loop plays one history after the other, in shards of one.
+Within a shard the histories are ordered by source; every source meets the training tasks in balanced random order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from agents import make_source
+from agents import make_source, source_class
+from agents.recorder import HistoryRecorder
 from agents.workers import map_in_processes
 from envs import make_family
 from icrl.config import Recipe, SourceConfig
 from icrl.data import writer
-from icrl.data.schema import Column, final_columns, flatten, join_shards, transition_columns
+from icrl.data.schema import flatten, join_shards
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, Family, UserError
+from icrl.interfaces import Array, Decision, Family, Source, Step, TaskVectorEnv, UserError
 from icrl.rollout import Turn, rollout
 from icrl.seeding import LaneStreams, derive_seed, generator
 
@@ -35,11 +37,13 @@ def collect(recipe: Recipe, out: Path, *, workers: int | None = None, progress: 
 
     ``workers`` processes (default: the recipe's) do not change the result. Raises UserError for an unfit source, for a
     folder that holds something else, bad values from a family or source, or a full disk; KeyboardInterrupt, with what to do as its
-    message, after Ctrl-C. Shards that are finished are kept in every case.
+    message, after Ctrl-C. Shards that are finished are kept in every case. A history whose environment raises or returns a number that
+    is not finite ends there, the others go on; ``icrl.data.inspect.failures`` tells which.
     """
     out = Path(out)
-    config = recipe.collect
     _check_config(recipe)
+    recipe = _with_small_shards(recipe)
+    config = recipe.collect
     family: Family = make_family(recipe.family.name, **recipe.family.options)
     split = family.split()
     if len(split.train) == 0:
@@ -105,114 +109,173 @@ class ShardJob:
         source, task = assign(recipe, len(train))
         first = index * config.shard_histories
         ids = np.arange(first, min(first + config.shard_histories, config.num_histories))
-        parts = []
+        parts, failed = [], []
         for number in np.unique(source[ids]).tolist():
             lanes = ids[source[ids] == number]
-            part = self._roll(family, number, lanes, train[task[lanes]], report)
-            part["task"] = task[lanes]
-            part["source"] = source[lanes]
-            parts.append(part)
-        writer.write_shard(self.out, index, join_shards(parts))
+            for group in np.split(lanes, len(lanes)) if drives_itself(config.sources[number]) else [lanes]:
+                keeper = self._roll(family, number, group, train[task[group]], report)
+                failed += keeper.failures(group, task[group])
+                kept = group[keeper.recorder.num_transitions > 0]
+                if len(kept):
+                    parts.append(keeper.recorder.columns() | {"task": task[kept], "source": source[kept]})
+        writer.write_shard(self.out, index, join_shards(parts) if parts else None, failed)
 
-    def _roll(
-        self, family: Family, number: int, lanes: Array, tasks: Array, report: Callable[[int], None]
-    ) -> dict[str, Array]:
-        """The columns of the histories ``lanes`` of one source."""
+    def _roll(self, family: Family, number: int, lanes: Array, tasks: Array, report: Callable[[int], None]) -> Keeper:
+        """What the histories ``lanes`` of one source left."""
+        config, num_steps = self.recipe.collect.sources[number], self.recipe.collect.steps_per_history
         stored = _stored_columns(self.source_columns)
-        recorder = Recorder(family, stored, lanes, self.recipe.collect.steps_per_history)
-        source = self.recipe.collect.sources[number]
-        known = self.source_columns[number] & stored
-        turns = _turns(self.recipe, family, source, tasks, lanes, record_optimal="optimal_action" in stored)
-        for turn in itertools.islice(turns, recorder.num_steps):
-            recorder.record(turn, known)
+        keeper = Keeper(family, lanes, num_steps, self.source_columns[number] & stored, stored)
+
+        def keep(env: TaskVectorEnv, turn: Turn) -> bool:
             report(len(lanes))
-        return recorder.columns()
+            return keeper.keep(env, turn)
 
-
-class Recorder:
-    """Writes turns of B lanes into preallocated arrays (T, B, ...) of the store's dtypes; refuses what does not fit."""
-
-    def __init__(self, family: Family, stored: set[str], lanes: Array, num_steps: int):
-        self.num_steps = num_steps
-        self._lanes = lanes
-        self._columns = transition_columns(family.spec, sorted(stored))
-        self._finals = final_columns(family.spec)
-        shape = (num_steps, len(lanes))
-        self._arrays = {name: np.empty((*shape, *c.shape), c.dtype) for name, c in self._columns.items()}
-        self._ends: list[
-            tuple[int, Array, dict[str, Array]]
-        ] = []  # step, lanes that ended (n,), final columns (n, ...)
-        self._step = 0
-
-    def record(self, turn: Turn, known: set[str]) -> None:
-        """Store one turn. ``known``: the optional columns that this source has; the rest get what stands in for them."""
-        step, decision, t = turn.step, turn.decision, self._step
-        values: dict[str, Any] = flatten("observation", step.observation)
-        values |= {name: getattr(step, name) for name in ("action", "reward", "terminated", "truncated")}
-        if "target_action" in self._columns:
-            values["target_action"] = decision.target_action if "target_action" in known else step.action
-        if "behaviour_log_prob" in self._columns:
-            log_prob = (
-                decision.behaviour_log_prob if "behaviour_log_prob" in known else np.full(len(self._lanes), np.nan)
+        _play(self.recipe, family, config, tasks, lanes, "optimal_action" in stored, keep)
+        left = num_steps - keeper.steps
+        if left and not keeper.recorder.stopped.all():
+            raise UserError(
+                f"source '{config.name}' ended after {keeper.steps} of {num_steps} steps: it must go on to the end"
             )
-            values["behaviour_log_prob"] = log_prob
-        if "optimal_action" in self._columns:
-            values["optimal_action"] = turn.optimal_action
-        for name, column in self._columns.items():
-            self._arrays[name][t] = self._cast(column, values[name])
-        ended = step.ended
-        if t == self.num_steps - 1:
-            self._note_ends(np.arange(len(self._lanes)), turn)
-        elif ended.any():
-            self._note_ends(np.flatnonzero(ended), turn)
-        self._step += 1
-
-    def _note_ends(self, rows: Array, turn: Turn) -> None:
-        values = flatten("final_observation", turn.step.next_observation)
-        finals = {name: self._cast(column, values[name])[rows] for name, column in self._finals.items()}
-        self._ends.append((self._step, rows, finals))
-
-    def _cast(self, column: Column, values: Any) -> Array:
-        return column.cast(values, lambda row: f"history {self._lanes[row]}, step {self._step}")
-
-    def columns(self) -> dict[str, Array]:
-        """The histories end to end, without tasks and sources."""
-        T, B = self.num_steps, len(self._lanes)
-        flat = {}
-        for name in self._columns:
-            array = self._arrays.pop(name)  # (T, B, ...)
-            flat[name] = np.ascontiguousarray(array.swapaxes(0, 1)).reshape(B * T, *array.shape[2:])
-        lanes = np.concatenate([rows for _, rows, _ in self._ends])
-        steps = np.repeat([t for t, _, _ in self._ends], [len(rows) for _, rows, _ in self._ends])
-        order = np.lexsort((steps, lanes))
-        for name in self._finals:
-            flat[name] = np.concatenate([finals[name] for _, _, finals in self._ends])[order]
-        flat["episode_offset"] = np.concatenate([[0], (lanes * T + steps + 1)[order]])
-        flat["history_offset"] = np.concatenate([[0], np.cumsum(np.bincount(lanes, minlength=B))])
-        return flat
+        report(left * len(lanes))
+        return keeper
 
 
-def _turns(recipe: Recipe, family: Family, source: SourceConfig, tasks: Array, lanes: Array, record_optimal: bool):
-    """The endless roll-out of one source in lanes numbered ``lanes`` (B,) that play ``tasks`` (B,)."""
-    played = family.scattered() if source.scattered else family
+class Keeper:
+    """Records the turns of one source in the store's columns. A lane that fails keeps its history up to there, and the reason is noted."""
+
+    def __init__(self, family: Family, lanes: Array, num_steps: int, known: set[str], stored: set[str]):
+        self.recorder = HistoryRecorder(family.spec, len(lanes), lane_ids=lanes, capacity=num_steps)
+        self.steps, self.reasons = 0, dict[int, str]()  # turns seen; why a lane (its row) failed
+        self._num_steps, self._known, self._stored = num_steps, known, stored
+        self._well = True  # some lane is
+
+    def keep(self, env: TaskVectorEnv, turn: Turn) -> bool:
+        """Record what happened in the lanes that are well; False when there is nothing more to record."""
+        failed = _failed_lanes(env, turn.step)
+        if failed:
+            self.reasons = failed | self.reasons  # the first reason counts
+            self.recorder.stop(np.array(list(failed), np.int64))
+            self._well = not self.recorder.stopped.all()
+        if self._well:
+            self.recorder.add_turn(self._completed(turn))
+        self.steps += 1
+        return self._well and self.steps < self._num_steps
+
+    def _completed(self, turn: Turn) -> Turn:
+        """The turn with exactly the optional columns that are stored: what this source lacks gets what stands in for it."""
+        decision, action = turn.decision, turn.step.action
+        target, log_prob = decision.target_action, decision.behaviour_log_prob
+        if "target_action" in self._stored - self._known:
+            target = action
+        if "behaviour_log_prob" in self._stored - self._known:
+            log_prob = np.full(len(action), np.nan, np.float32)
+        optimal = turn.optimal_action if "optimal_action" in self._stored else None
+        return Turn(turn.step, Decision(action, target, log_prob), optimal)
+
+    def failures(self, lanes: Array, task: Array) -> list[dict[str, Any]]:
+        """What failed as plain JSON, given the numbers of the histories and of their tasks, (B,) each."""
+        steps = self.recorder.num_transitions
+        return [
+            {"history": int(lanes[row]), "task": int(task[row]), "steps": int(steps[row]), "reason": reason}
+            for row, reason in sorted(self.reasons.items())
+        ]
+
+
+def _failed_lanes(env: TaskVectorEnv, step: Step) -> dict[int, str]:
+    """Lanes whose environment says that it failed (``GymVectorEnv.failed``), or whose numbers are not finite, and why: the words after "its environment"."""
+    bad = ~np.isfinite(step.reward)
+    for observation in (step.observation, step.next_observation):
+        for array in flatten("", observation).values():
+            if array.dtype.kind == "f":
+                bad |= ~np.isfinite(array).reshape(len(bad), -1).all(axis=1)
+    unsaid = dict.fromkeys(np.flatnonzero(bad).tolist(), "returned a number that is not finite")
+    return unsaid | getattr(env, "failed", {})
+
+
+def play(
+    source: Source,
+    family: Family,
+    env: TaskVectorEnv,
+    streams: LaneStreams,
+    num_steps: int,
+    *,
+    seed: int,
+    record_optimal: bool,
+    keep: Callable[[Turn], bool],
+) -> None:
+    """Let a source live in the lanes of ``env``; every turn goes to ``keep``, until it answers False or ``num_steps`` are over.
+
+    A source that drives its own loop, as RL libraries do, has ``record`` with just these arguments (and is given one lane at a time);
+    any other one makes an agent for the loop of ``icrl.rollout``.
+    """
+    record = getattr(source, "record", None)
+    if record is not None:
+        record(family, env, streams, num_steps, seed=seed, record_optimal=record_optimal, keep=keep)
+        return
+    agent = source.make(family, env, streams, num_steps)
+    for turn in itertools.islice(rollout(agent, env, seed=seed, record_optimal=record_optimal), num_steps):
+        if not keep(turn):
+            return
+
+
+def _play(
+    recipe: Recipe,
+    family: Family,
+    config: SourceConfig,
+    tasks: Array,
+    lanes: Array,
+    record_optimal: bool,
+    keep: Callable[[TaskVectorEnv, Turn], bool],
+) -> None:
+    """The same for one of the recipe's sources in lanes numbered ``lanes`` (B,) that play ``tasks`` (B,)."""
+    played = family.scattered() if config.scattered else family
     env = played.make_vec(tasks, lanes)
-    streams = LaneStreams(recipe.seed, "source", lane_ids=lanes)
-    agent = make_source(source.name, **source.options).make(played, env, streams, recipe.collect.steps_per_history)
-    return rollout(agent, env, seed=derive_seed(recipe.seed, "env"), record_optimal=record_optimal)
+    try:
+        play(
+            make_source(config.name, **config.options),
+            played,
+            env,
+            LaneStreams(recipe.seed, "source", lane_ids=lanes),
+            recipe.collect.steps_per_history,
+            seed=derive_seed(recipe.seed, "env"),
+            record_optimal=record_optimal,
+            keep=partial(keep, env),
+        )
+    finally:
+        env.close()
+
+
+def drives_itself(config: SourceConfig) -> bool:
+    """Whether the source trains a learner in a loop of its own (``record``), so that it is no agent and each history is long work."""
+    return hasattr(source_class(config.name), "record")
+
+
+def _with_small_shards(recipe: Recipe) -> Recipe:
+    """Shards of about one history of the sources that drive themselves, so that a kill loses little and workers share the work."""
+    config = recipe.collect
+    share = sum(s.weight for s in config.sources if drives_itself(s)) / sum(s.weight for s in config.sources)
+    per_history = int(1 / share) if share else config.shard_histories
+    size = min(config.shard_histories, per_history)
+    return dataclasses.replace(recipe, collect=dataclasses.replace(config, shard_histories=size))
 
 
 def _probe(recipe: Recipe, family: Family, source: SourceConfig) -> set[str]:
     """Play one step with one lane: which optional columns there are. Raises what the source or the family raises."""
     tasks, lanes = family.split().train[:1], np.arange(1)
+    turns: list[Turn] = []
+
+    def first(env: TaskVectorEnv, turn: Turn) -> bool:
+        turns.append(turn)
+        return False
+
     known = {"optimal_action"}
     try:
-        turn = next(_turns(recipe, family, source, tasks, lanes, record_optimal=True))
+        _play(recipe, family, source, tasks, lanes, True, first)
     except UserError:
-        turn = next(_turns(recipe, family, source, tasks, lanes, record_optimal=False))
         known = set()
-    return known | {
-        name for name in ("target_action", "behaviour_log_prob") if getattr(turn.decision, name) is not None
-    }
+        _play(recipe, family, source, tasks, lanes, False, first)
+    decision = turns[-1].decision
+    return known | {name for name in ("target_action", "behaviour_log_prob") if getattr(decision, name) is not None}
 
 
 def _stored_columns(source_columns: list[set[str]]) -> set[str]:

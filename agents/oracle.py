@@ -1,6 +1,6 @@
 """Agents that know the task: the optimal policy with noise, and the noise-annealed demonstrator of AD^eps (Zisman et al. 2024).
 
-Labels are the optimal action (``target_action``), whatever the noise executed.
+Labels are the optimal action (``target_action``), whatever the noise executed. Noise is a uniform action, of a box where actions are continuous.
 """
 
 from __future__ import annotations
@@ -9,8 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from gymnasium.spaces import Discrete
 
-from agents.base import check_probability, epsilon_noise, lanes_of_reset, num_actions
+from agents.base import (
+    bounded_box,
+    check_probability,
+    epsilon_noise,
+    epsilon_noise_in_box,
+    lanes_of_reset,
+    num_actions,
+)
 from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams
 
@@ -51,11 +59,14 @@ class Annealed:
 
 
 class _NoisyOptimal:
-    """``epsilon`` maps the steps lived since a reset (B,) to the noise; None for none at all (then actions may be continuous)."""
+    """``epsilon`` maps the steps lived since a reset (B,) to the noise; None for none at all (then a box may be unbounded)."""
 
     def __init__(self, env: TaskVectorEnv, streams: LaneStreams, epsilon: Callable[[Array], float | Array] | None):
         self._env, self._streams, self._epsilon = env, streams, epsilon
-        self._num_actions = 0 if epsilon is None else num_actions(env, "noise on an optimal policy")
+        self._discrete = isinstance(env.single_action_space, Discrete)
+        if epsilon is not None:
+            who = "noise on an optimal policy"
+            self._choices = num_actions(env, who) if self._discrete else bounded_box(env, who)
         self._age = np.zeros(env.num_envs, np.int64)  # (B,)
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
@@ -64,9 +75,11 @@ class _NoisyOptimal:
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         intended = self._env.optimal_action()
         if self._epsilon is None:
-            log_prob = np.zeros(len(intended), np.float32) if intended.ndim == 1 else None
-            return Decision(intended, intended, log_prob)
-        return epsilon_noise(intended, self._epsilon(self._age), self._num_actions, self._streams, action_mask)
+            return Decision(intended, intended, np.zeros(len(intended), np.float32) if self._discrete else None)
+        epsilon = self._epsilon(self._age)
+        if isinstance(self._choices, int):
+            return epsilon_noise(intended, epsilon, self._choices, self._streams, action_mask)
+        return epsilon_noise_in_box(intended, epsilon, self._choices, self._streams)
 
     def observe(self, step: Step) -> None:
         self._age += 1

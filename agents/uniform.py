@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from scipy import special
 
-from agents.base import Stateless, num_actions
+from agents.base import Stateless, num_actions, uniform_in_box
 from icrl.interfaces import Agent, Array, Decision, Family, Observation, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams
 
@@ -73,10 +73,9 @@ class _UniformDiscrete(Stateless):
 
 class _UniformBox(Stateless):
     def __init__(self, space: Box, streams: LaneStreams):
-        self._low, self._size, self._streams = space.low, space.high - space.low, streams
-        self._log_density = -np.log(self._size).sum()
+        self._space, self._streams = space, streams
+        self._log_density = -np.log(space.high - space.low).sum()
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        draws = self._streams.uniform(len(self._low)).reshape(-1, len(self._low))  # (B, action_dim)
-        action = (self._low + self._size * draws).astype(self._low.dtype)
+        action = uniform_in_box(self._space, self._streams)
         return Decision(action, None, np.full(len(action), self._log_density, np.float32))

@@ -18,6 +18,22 @@ FAMILIES: dict[str, str] = {
     "keydoor": "envs.keydoor:KeyDoor",
     "gaussian_bandit": "envs.bandit:GaussianBandit",
     "bernoulli_bandit": "envs.bandit:BernoulliBandit",
+    "minigrid_empty": "envs.minigrid_tasks:MiniGridEmpty",
+    "minigrid_fourrooms": "envs.minigrid_tasks:MiniGridFourRooms",
+    "minigrid_objects": "envs.minigrid_tasks:MiniGridObjects",
+    "minigrid_doors": "envs.minigrid_tasks:MiniGridDoors",
+    "minigrid_doorkey": "envs.minigrid_tasks:MiniGridDoorKey",
+    "minigrid_lavagap": "envs.minigrid_tasks:MiniGridLavaGap",
+    "minigrid_memory": "envs.minigrid_tasks:MiniGridMemory",
+    "maze_runner": "envs.maze_runner:MazeRunner",
+    "point_robot": "envs.point_robot:PointRobot",
+    "half_cheetah_vel": "envs.mujoco_tasks:HalfCheetahVel",
+    "half_cheetah_dir": "envs.mujoco_tasks:HalfCheetahDir",
+    "ant_dir": "envs.mujoco_tasks:AntDir",
+    "walker_param": "envs.mujoco_tasks:WalkerParam",
+    "metaworld_reach": "envs.metaworld_tasks:MetaworldReach",
+    "metaworld_push": "envs.metaworld_tasks:MetaworldPush",
+    "augmented": "envs.wrappers:Augmented",
 }
 GROUP = "icrl.families"
 """Entry-point group in which another package may add families."""

@@ -1,25 +1,57 @@
-"""What native families share: a vector environment whose lanes keep one clock, and its single-lane view for ``gymnasium.make``."""
+"""What native families share: a vector environment whose lanes keep one clock; and every family's single-lane view for ``gymnasium.make``."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from icrl.interfaces import Array, Family, FamilySpec, Tasks, TaskVectorEnv, UserError
+from icrl.interfaces import (
+    Array,
+    Family,
+    FamilySpec,
+    Observation,
+    Tasks,
+    TaskVectorEnv,
+    UserError,
+    map_observation,
+)
 from icrl.registry import build
 from icrl.seeding import LaneStreams
+
+
+def check_actions(actions: Array, space: gym.Space, num_envs: int) -> None:
+    """Raises UserError unless ``actions`` are one integer of a Discrete ``space``, or one finite vector of a Box's shape, per lane.
+
+    Whether a vector lies within the box is not asked: what happens beyond its bounds is the environment's business, as in Gymnasium.
+    """
+    box = isinstance(space, Box)
+    shape, kinds, wanted = (num_envs, *(space.shape or ())), "fiu" if box else "iu", "numbers" if box else "integers"
+    if actions.shape != shape or actions.dtype.kind not in kinds:
+        raise UserError(f"got actions of shape {actions.shape} and type {actions.dtype}: expected {shape} {wanted}")
+    if box:
+        if not np.isfinite(actions).all():
+            raise UserError("got actions that are not finite numbers: expected finite ones, correct the agent")
+        return
+    assert isinstance(space, Discrete), "action spaces are Discrete or Box"
+    least, most = int(space.start), int(space.start + space.n) - 1
+    if actions.min() < least or actions.max() > most:
+        raise UserError(
+            f"got actions from {actions.min()} to {actions.max()}: expected {least} to {most}, correct the agent"
+        )
 
 
 class NativeVectorEnv(TaskVectorEnv):
     """A vector environment whose episodes all last exactly ``spec.horizon`` steps, so that one clock serves all lanes.
 
     A family implements ``_begin`` (put all lanes at the start of an episode), ``_observe`` (a fresh observation of all lanes) and
-    ``_move`` (apply actions, return rewards). Reset in the same step is then scalar work.
+    ``_move`` (apply actions, return rewards). Reset in the same step is then scalar work. Actions outside a Box are clipped to it, as
+    Gymnasium's own continuous environments do.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
@@ -36,8 +68,6 @@ class NativeVectorEnv(TaskVectorEnv):
         self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
         self.observation_space = batch_space(spec.observation_space, self.num_envs)
         self.action_space = batch_space(spec.action_space, self.num_envs)
-        assert isinstance(spec.action_space, gym.spaces.Discrete)
-        self._num_actions = int(spec.action_space.n)
         self._family_name, self._horizon = spec.name, spec.horizon
         self._clock: int | None = None
         self._lanes = np.arange(self.num_envs)
@@ -59,18 +89,14 @@ class NativeVectorEnv(TaskVectorEnv):
         return self._observe(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """One step of every lane. Raises UserError for actions of a wrong shape or outside the action space."""
+        """One step of every lane. Raises UserError for actions that ``check_actions`` refuses."""
         actions = np.asarray(actions)
         if self._clock is None:
             raise gym.error.ResetNeeded("call reset before the first step")
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise UserError(
-                f"got actions of shape {actions.shape} and type {actions.dtype}: expected ({self.num_envs},) integers"
-            )
-        if actions.min() < 0 or actions.max() >= self._num_actions:
-            raise UserError(
-                f"got actions from {actions.min()} to {actions.max()}: expected 0 to {self._num_actions - 1}, correct the agent"
-            )
+        space = self.single_action_space
+        check_actions(actions, space, self.num_envs)
+        if isinstance(space, Box):
+            actions = np.clip(actions, space.low, space.high)
         reward = self._move(actions)
         observation = self._observe()
         self._clock += 1
@@ -87,7 +113,7 @@ class NativeVectorEnv(TaskVectorEnv):
         raise NotImplementedError
 
     def _move(self, actions: Array) -> Array:
-        """(B,) int -> rewards (B,) float32."""
+        """(B,) int, or (B, action_dim) within the box -> rewards (B,) float32."""
         raise NotImplementedError
 
 
@@ -95,12 +121,18 @@ class SingleEnv(gym.Env):
     """One task of a family as an ordinary Gymnasium environment: a vector environment with one lane.
 
     Keyword arguments are the family's options and the task's fields. Fields that are not given are drawn at the first reset, and
-    again at each seeded one.
+    again at each seeded one. Families with a ``render_fps`` can be drawn: ``render_mode="rgb_array"``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, name: str, family_class: type, **kwargs: Any):
+    def __init__(self, name: str, family_class: type, render_mode: str | None = None, **kwargs: Any):
+        if hasattr(family_class, "render_fps"):
+            self.metadata = {"render_modes": ["rgb_array"], "render_fps": family_class.render_fps}
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            modes = " or ".join(self.metadata["render_modes"]) or "none"
+            raise UserError(f"family '{name}' got render_mode {render_mode!r}: expected {modes}")
+        self.render_mode = render_mode
         option_names = {field.name for field in dataclasses.fields(family_class)}
         options = {key: value for key, value in kwargs.items() if key in option_names}
         self.family: Family = build("family", name, family_class, options)
@@ -134,12 +166,38 @@ class SingleEnv(gym.Env):
             self._vec = self._make_vec()
             seed = int(self.np_random.integers(2**62))
         observation, info = self._vec.reset(seed=seed)
-        return observation[0], info
+        self._refuse_failure()
+        return _only_lane(observation), info
+
+    def render(self) -> Any:
+        """The frame that shows the state, (rows, columns, 3) uint8; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._vec is None:
+            raise gym.error.ResetNeeded("call reset before the first frame")
+        frames = self._vec.render()
+        assert frames is not None
+        return frames[0]
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._vec is None:
             raise gym.error.ResetNeeded("call reset before the first step")
         observation, reward, terminated, truncated, info = self._vec.step(np.asarray([action]))
+        self._refuse_failure()
         ended = bool(terminated[0] or truncated[0])
-        true_observation = info["final_obs"][0] if ended else observation[0]
+        true_observation = _only_lane(info["final_obs"] if ended else observation)
         return true_observation, float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def _refuse_failure(self) -> None:
+        """Raise UserError where the lane's own environment failed (``GymVectorEnv.failed``)."""
+        for reason in getattr(self._vec, "failed", {}).values():
+            raise UserError(f"the environment of {self.family.spec.name} {reason}")
+
+    def close(self) -> None:
+        if self._vec is not None:
+            self._vec.close()
+
+
+def _only_lane(observation: Observation) -> Observation:
+    """(1, ...) -> (...)."""
+    return map_observation(lambda array: array[0], observation)

@@ -155,10 +155,19 @@ def run_episodes(
         if bar is not None:
             bar.update(env.num_envs)
         if (episode >= episodes).all():
+            _refuse_failures(env)
             return returns, steps
     raise UserError(
         f"an episode did not end within the family's horizon of {horizon} steps: let the environment truncate at spec.horizon"
     )
+
+
+def _refuse_failures(env: TaskVectorEnv) -> None:
+    """Raise UserError where an environment failed on the way (``GymVectorEnv.failed``): its lane's zeros are no returns."""
+    for lane, reason in getattr(env, "failed", {}).items():
+        raise UserError(
+            f"the environment of lane {lane}, task {env.tasks[lane]}, {reason}: returns need every lane, so repair it or leave the task out"
+        )
 
 
 @dataclass(frozen=True)

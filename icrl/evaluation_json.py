@@ -55,7 +55,7 @@ def _estimate(description: str, optional: bool = False) -> dict[str, Any]:
 
 
 def _curve(description: str) -> dict[str, Any]:
-    means = _list({"type": "number"}, "one mean per point")
+    means = _list({"type": ["number", "null"]}, "one mean per point")
     return _object(description, mean=means, over_tasks=_CURVE_ENDS, fixed_tasks=_CURVE_ENDS)
 
 
@@ -121,7 +121,9 @@ SCHEMA: dict[str, Any] = _object(
     early_episodes=_list({"type": "integer"}, "first and last early episode: the first tenth, at least one"),
     late_episodes=_list({"type": "integer"}, "first and last late episode: the last quarter, at least one"),
     num_resamples=_value("integer", "bootstrap resamples per interval"),
-    optimal_return=_value("number", "expected return of one optimal episode, mean over tasks"),
+    optimal_return=_value(
+        "number", "expected return of one optimal episode, mean over tasks; null where none is known", optional=True
+    ),
     random_return=_value("number", "expected return of one episode of uniform actions, mean over tasks"),
     primary=_value("string", "the row that the verdict is about"),
     hidden=_value("string", "the row with the agent's rewards hidden", optional=True),
@@ -189,7 +191,7 @@ def evaluation_to_json(
         "early_episodes": [early.start + 1, early.stop],
         "late_episodes": [late.start + 1, late.stop],
         "num_resamples": bootstrap.num_resamples,
-        "optimal_return": float(evaluation.optimal_return.mean()),
+        "optimal_return": _finite(float(evaluation.optimal_return.mean())),
         "random_return": float(evaluation.random_return.mean()),
         "primary": evaluation.primary,
         "hidden": evaluation.hidden,

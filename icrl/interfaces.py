@@ -182,7 +182,11 @@ class Family(Protocol):
 
 
 class Source(Protocol):
-    """How to build an agent that leaves histories. Sources are frozen dataclasses: their fields are their options."""
+    """How to build an agent that leaves histories. Sources are frozen dataclasses: their fields are their options.
+
+    A source that drives its own loop, as RL libraries do, has a method ``record`` beside ``make`` (which then refuses): it plays the one lane of
+    ``env`` and hands each turn to ``keep``. See ``agents.sb3_source.SB3``.
+    """
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
         """An agent for the lanes of ``env`` that will live ``num_steps`` steps in each."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from agents import make_source, source_class
+from agents.collect import drives_itself
 from icrl.config import EvaluateConfig, Recipe, SourceConfig
 
 if TYPE_CHECKING:
@@ -16,14 +17,30 @@ CONTEXT_SOURCES = {"random": SourceConfig("uniform", scattered=True), "expert": 
 
 
 def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, SourceConfig]:
-    """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already."""
+    """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already.
+
+    Those that ``left_out`` names are no agents and have no row.
+    """
     rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
     if "source" in config.baselines:
         for source in recipe.collect.sources:
+            if drives_itself(source):
+                continue
             if not source.scattered and (source.options or source.name not in rows):
                 same = sum(row.startswith(f"source {source.name}") for row in rows)
                 rows[f"source {source.name}{f' {same + 1}' if same else ''}"] = source
     return rows
+
+
+def left_out(recipe: Recipe, config: EvaluateConfig) -> list[str]:
+    """A line for each source of the recipe that "source" stands for and that cannot play beside the agent."""
+    if "source" not in config.baselines:
+        return []
+    return [
+        f"source {source.name} has no row: it trains a network of its own for a whole history and is no agent; see its returns with icrl inspect"
+        for source in recipe.collect.sources
+        if drives_itself(source)
+    ]
 
 
 def baseline_factory(source: SourceConfig, greedy: bool | None = None) -> AgentFactory:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from agents import make_source
+from agents.collect import play
 from envs import make_family
 from icrl.config import EvaluateConfig, Recipe, SourceConfig
 from icrl.data.store import HistoryStore
@@ -32,7 +34,7 @@ def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
             raise UserError(problem)
     tasks, steps = family.split().train, recipe.collect.steps_per_history
     for number, source in enumerate(recipe.collect.sources):
-        _try_out(f"--collect.sources.{number}", source, family, tasks, steps)
+        _try_out(f"--collect.sources.{number}", source, family, tasks, steps, beside_others=False)
     for number, evaluation in enumerate(recipe.evaluations):
         check_evaluation(evaluation, recipe, family, f"evaluations.{number}")
     return family
@@ -84,14 +86,27 @@ def split_tasks(family: Family, name: str) -> Tasks:
 
 
 def _try_out(
-    given: str, source: SourceConfig, family: Family, tasks: Tasks, num_steps: int, greedy: bool | None = None
+    given: str,
+    source: SourceConfig,
+    family: Family,
+    tasks: Tasks,
+    num_steps: int,
+    greedy: bool | None = None,
+    beside_others: bool = True,
 ) -> None:
-    """Play one step of a source in one lane. Raises UserError, starting with ``given``, where it does not fit the family."""
+    """Play one step of a source in one lane, as an agent of an evaluation or (not ``beside_others``) to leave a history.
+
+    Raises UserError, starting with ``given``, where it does not fit the family.
+    """
     try:
         played = family.scattered() if source.scattered else family
         env = played.make_vec(tasks[:1])
-        agent = baseline_factory(source, greedy)(played, env, LaneStreams(0, "check", lane_ids=1), num_steps)
-        next(rollout(agent, env, seed=0))
+        streams = LaneStreams(0, "check", lane_ids=1)
+        if beside_others:
+            next(rollout(baseline_factory(source, greedy)(played, env, streams, num_steps), env, seed=0))
+        else:
+            made, stop = make_source(source.name, **source.options), lambda turn: False
+            play(made, played, env, streams, num_steps, seed=0, record_optimal=False, keep=stop)
     except UserError as error:
         raise UserError(f"{given}: {error}") from None
 

@@ -6,10 +6,16 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from icrl.interfaces import UserError
+from agents.collect import drives_itself
+from icrl.config import Recipe, SourceConfig
+from icrl.data.advice import advice
+from icrl.data.inspect import failures, summary
+from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
+from scripts.baselines import baseline_factory
 from scripts.check import check_recipe
 from scripts.common import check_output_folder, first_argument, run_command
+from scripts.inspect_data import warn
 from scripts.recipe_options import parse_recipe, recipe_help
 
 USAGE = "icrl collect RECIPE --out DATA [overrides]"
@@ -17,6 +23,9 @@ DESCRIPTION = (
     "Collect learning histories: the recipe's sources play its training tasks. A killed collection resumes when the same "
     "command is run again; the data do not depend on the number of workers."
 )
+
+MOST_READ = 200
+"""Histories read to tell whether the sources have learned."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,14 @@ class Options:
     """Data folder to write (required). It is resumed if it holds part of the same collection."""
     workers: int | None = None
     """Processes; default: collect.workers of the recipe."""
+
+
+def advise(recipe: Recipe, family: Family) -> None:
+    """Lines on stderr about what would make in-context learning needless or hopeless in this family."""
+    sources = [source for source in recipe.collect.sources if not (source.scattered or drives_itself(source))]
+    policies = {source.name: baseline_factory(source) for source in (SourceConfig("uniform"), *sources)}
+    for line in advice(family, window=recipe.model.window, policies=policies):
+        print(f"icrl: warning: {line}", file=sys.stderr)
 
 
 def command(argv: list[str]) -> None:
@@ -41,13 +58,20 @@ def command(argv: list[str]) -> None:
         raise UserError(f"icrl collect needs --out DATA; usage: {USAGE}")
     if options.workers is not None:
         recipe = replace(recipe, collect=replace(recipe.collect, workers=options.workers))
-    check_recipe(recipe)
+    family = check_recipe(recipe)
     check_output_folder(options.out, f"--out {options.out}")
+    advise(recipe, family)
     from agents.collect import collect
 
     store = collect(recipe, options.out)
+    warn(store, summary(store, MOST_READ, family))
     print(f"{store.num_histories:,} histories, {store.num_transitions:,} transitions in {options.out}")
     print(f"look at them: icrl inspect {options.out}")
+    if failed := failures(store):
+        raise UserError(
+            f"{len(failed)} of {recipe.collect.num_histories} histories ended early because their environment failed (see the warnings); what "
+            f"they had until then is in {options.out}: go on with it, or repair the family and collect again"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

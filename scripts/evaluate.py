@@ -12,7 +12,7 @@ import tyro
 
 from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
-from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources
+from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out
 from scripts.check import check_evaluation, evaluation_family, split_tasks
 from scripts.common import MachineOptions, check_output_file, check_output_folder, device_of, run_command, wants_help
 from scripts.options import parse
@@ -102,6 +102,8 @@ def evaluate_run(
 
     if out is None:
         check_records(run)
+    for line in left_out(recipe, config):
+        print(f"icrl: warning: {line}", file=sys.stderr)
     policy, _, _ = load_policy(run, "best", device, evaluation_family(config, recipe).spec)
     record, evaluation = evaluate_policy(policy, recipe, config)
     if out is not None:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from envs import make_family
 from icrl.data import inspect
 from icrl.data.store import HistoryStore
-from icrl.interfaces import UserError
+from icrl.interfaces import Family, UserError
 from scripts.common import check_output_file, run_command
 from scripts.options import parse
 
@@ -54,6 +55,11 @@ def _source_lines(source: dict[str, Any]) -> list[str]:
     ]
     if source["action_frequencies"] is not None:
         text.append("  action frequencies" + "".join(_cell(share, 3) for share in source["action_frequencies"]))
+    if source["end_score"] is not None:
+        text.append(
+            f"  end of the history {source['end_score']:8.2f} of the way from uniform actions ({source['random_return']:.3g}) to the optimum "
+            f"({source['optimal_return']:.3g}); {source['reached']:.0%} of the histories reach {inspect.REACHED}"
+        )
     if coverage := source["coverage"]:
         seen = round(coverage["share_of_states"] * coverage["states"])
         text.append(
@@ -65,6 +71,21 @@ def _source_lines(source: dict[str, Any]) -> list[str]:
 
 def _cell(value: float | None, digits: int) -> str:
     return f"{'–':>8}" if value is None else f"{value:8.{digits}f}"
+
+
+def family_of(store: HistoryStore) -> Family | None:
+    """The family that left the data, None where it is not at hand."""
+    described = store.manifest["family"]
+    try:
+        return make_family(described["name"], **described["options"])
+    except UserError:
+        return None
+
+
+def warn(store: HistoryStore, summary: dict[str, Any]) -> None:
+    """Lines on stderr about sources that have not learned and environments that failed."""
+    for line in [*inspect.learning_warnings(summary), *inspect.failure_lines(store)]:
+        print(f"icrl: warning: {line}", file=sys.stderr)
 
 
 def draw(store: HistoryStore, num_histories: int, path: Path) -> None:
@@ -86,7 +107,9 @@ def command(argv: list[str]) -> None:
     if (options.data / "data").is_dir() and not (options.data / "manifest.json").exists():
         raise UserError(f"{options.data} is a run folder, expected a data folder: icrl inspect {options.data / 'data'}")
     store = HistoryStore.open(options.data, verify=options.verify)
-    print("\n".join(lines(inspect.summary(store, options.histories))))
+    summary = inspect.summary(store, options.histories, family_of(store))
+    print("\n".join(lines(summary)))
+    warn(store, summary)
     if options.figure is not None:
         draw(store, options.histories, options.figure)
         print(f"\nfigure: {options.figure}")

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from agents.collect import collect
 from icrl.config import Recipe
+from icrl.data.inspect import summary
 from icrl.data.store import HistoryStore
-from icrl.interfaces import UserError
+from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
 from scripts.check import check_recipe
+from scripts.collect import MOST_READ, advise
 from scripts.common import MachineOptions, check_output_folder, device_of, first_argument, run_command
 from scripts.evaluate import evaluate_run
+from scripts.inspect_data import warn
 from scripts.recipe_options import parse_recipe, recipe_help
 from scripts.records import check_records, find_record, records_of, table
 from scripts.train import train_policy
@@ -49,7 +52,8 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     check_output_folder(out, f"--out {out}")
     run_folder.check(out, recipe)
     check_records(out)
-    store = _collected(recipe, out / "data")
+    store = _collected(recipe, family, out / "data")
+    warn(store, summary(store, MOST_READ, family))
     _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
     best = train_policy(recipe, store, family, out, device, machine.threads)
     _say(2, f"best checkpoint: {best.name}")
@@ -62,11 +66,13 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     return page
 
 
-def _collected(recipe: Recipe, data: Path) -> HistoryStore:
+def _collected(recipe: Recipe, family: Family, data: Path) -> HistoryStore:
     """The recipe's histories: collected, finished, or verified if they were complete before."""
-    before = (data / "manifest.json").exists()
-    store = collect(recipe, data)
-    return HistoryStore.open(data) if before else store
+    if (data / "manifest.json").exists():
+        collect(recipe, data)  # refuses other options
+        return HistoryStore.open(data)
+    advise(recipe, family)
+    return collect(recipe, data)
 
 
 def _evaluated(recipe: Recipe, out: Path, device: str) -> None:

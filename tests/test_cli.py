@@ -296,7 +296,7 @@ MISTAKES = {
     "family": (["run", "smoke", "--family.name", "dakroom"], "did you mean darkroom?"),
     "no family at all": (
         ["run", "smoke", "--family.name", "fjord"],
-        "known: bernoulli_bandit, darkroom, gaussian_bandit",
+        "known: ant_dir, augmented, bernoulli_bandit",
     ),
     "no family": (
         ["run", "smoke", "--family.name", "icrl.config:Recipe"],

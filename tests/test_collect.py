@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -10,17 +12,25 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
-from toy import CountSource, without_flushing
+from toy import CountEnv, CountFamily, CountSource, without_flushing
 
 from agents.collect import assign, collect
 from agents.workers import StoppedError, map_in_processes
-from icrl.config import CollectConfig, FamilyConfig, Recipe, SourceConfig
+from envs.gym_vector import GymVectorEnv
+from icrl.config import CollectConfig, EvaluateConfig, FamilyConfig, Recipe, SourceConfig
 from icrl.data import writer
+from icrl.data.inspect import failure_lines, failures
+from icrl.data.sampling import WindowSampler
 from icrl.data.store import HistoryStore
-from icrl.interfaces import UserError
+from icrl.interfaces import FamilySpec, Split, UserError
+from icrl.rollout import rollout
+from scripts import collect as collect_command
+from scripts import inspect_data
+from scripts.baselines import baseline_sources, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = SourceConfig("toy:CountSource")
@@ -144,12 +154,230 @@ def test_a_finished_collection_is_opened_and_another_refused(tmp_path):
         gather(recipe(options={"num_tasks": 6}), tmp_path / "data")
 
 
-def test_a_reward_that_is_not_finite_names_history_and_step(tmp_path):
-    with pytest.raises(UserError, match="reward is nan at history 3, step 11, expected finite numbers"):
-        gather(recipe(options={"poison_step": 11}), tmp_path / "data")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_history_with_a_number_that_is_not_finite_ends_there_and_the_others_go_on(tmp_path, workers):
+    whole = gather(recipe(), tmp_path / "whole")
+    store = gather(recipe(options={"poison_step": 11}), tmp_path / "data", workers=workers)
+    task = int(whole.task[3])
+    reason = "returned a number that is not finite"
+    assert failures(store) == [{"history": 3, "task": task, "steps": 11, "reason": reason}]
+    assert store.num_histories == 10 and store.num_transitions == 170 - 6
+    HistoryStore.open(tmp_path / "data")
+    for i in range(10):
+        history, full = store.history(i), whole.history(i)
+        T = 11 if i == 3 else 17
+        assert history.num_transitions == T and np.array_equal(history.observation, full.observation[:T])
+        assert np.array_equal(history.next_observation, full.next_observation[:T])
+        assert np.array_equal(history.reward, full.reward[:T])
+    assert np.isfinite(WindowSampler(store, 12, start_fraction=0.3).batch(0, 64).reward).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(CountFamily):
+    """Lanes with these numbers fail before their step n, as ``GymVectorEnv`` tells it: frozen, with the reason in ``failed``."""
+
+    at: tuple[tuple[int, int], ...] = ()
+
+    def make_vec(self, tasks, lane_ids=None):
+        return FailingEnv(self, tasks, lane_ids)
+
+
+class FailingEnv(CountEnv):
+    family: Failing
+
+    def reset(self, *, seed=None, options=None):
+        self.failed = {}
+        return super().reset(seed=seed)
+
+    def step(self, actions):
+        outcome = super().step(actions)
+        for lane, number in enumerate(self.lane_ids):
+            if self.count[lane] > dict(self.family.at).get(int(number), np.inf):
+                self.failed[lane] = "raised ValueError: boom"
+        return outcome
+
+
+def failing(*at, **options):
+    return recipe(family="test_collect:Failing", options={"at": at}, **options)
+
+
+def test_failures_that_an_environment_tells_are_kept_until_the_end(tmp_path):
+    chosen = failing((2, 5), (4, 0), (5, 0), (6, 0), (7, 0), (9, 16))  # the second shard has no history left
+    store = gather(chosen, tmp_path / "data")
+    kept = [number for number in range(10) if number not in (4, 5, 6, 7)]
+    assert [history["history"] for history in failures(store)] == [2, 4, 5, 6, 7, 9]
+    assert [history["steps"] for history in failures(store)] == [5, 0, 0, 0, 0, 16]
+    lengths = [store.history(i).num_transitions for i in range(store.num_histories)]
+    assert lengths == [{2: 5, 9: 16}.get(number, 17) for number in kept]
+    assert np.array_equal(store.task, gather(recipe(), tmp_path / "whole").task[kept])
+    HistoryStore.open(tmp_path / "data")
+    WindowSampler(store, 5).batch(0, 32)
+    assert failure_lines(store, most=1) == [
+        f"history 2 (task {store.task[2]}) ended after 5 steps: its environment raised ValueError: boom",
+        "and 5 more",
+    ]
+
+
+class Breaking(gym.Env):
+    """Counts to 5; the task says before which step of its life it raises (+) or returns a reward that is not finite (-)."""
+
+    observation_space, action_space = gym.spaces.Discrete(6), gym.spaces.Discrete(3)
+
+    def __init__(self, breaks: int):
+        self.breaks, self.age = breaks, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return 0, {}
+
+    def step(self, action):
+        self.count, self.age = self.count + 1, self.age + 1
+        if self.age == self.breaks:
+            raise ValueError("boom")
+        return self.count, np.nan if self.age == -self.breaks else 1.0, self.count == 5, False, {}
+
+
+@dataclasses.dataclass(frozen=True)
+class BreakingFamily(CountFamily):
+    """Ordinary environments as lanes, some of which break."""
+
+    @property
+    def spec(self):
+        return FamilySpec("breaking", Breaking.observation_space, Breaking.action_space, horizon=5)
+
+    def split(self):
+        tasks = np.array([(99,), (1,), (8,), (-5,), (-6,), (99,)], [("breaks", np.int64)])
+        return Split(tasks, tasks[:1], tasks[:1])
+
+    def make_vec(self, tasks, lane_ids=None):
+        return GymVectorEnv(self.spec, tasks, lambda task: Breaking(int(task["breaks"])), lane_ids)
+
+
+@pytest.mark.parametrize("source", ["uniform", "test_collect:OwnLoop"])
+def test_ordinary_environments_that_break_half_way(tmp_path, source):
+    chosen = recipe(SourceConfig(source), family="test_collect:BreakingFamily", num_histories=6)
+    store = gather(chosen, tmp_path / "data")
+    lived = {0: 17, 1: 0, 2: 7, 3: 4, 4: 5, 5: 17}  # steps by task
+    assert {f["task"]: f["steps"] for f in failures(store)} == {t: n for t, n in lived.items() if n < 17}
+    assert store.num_histories == 5 and store.num_transitions == sum(lived.values())
+    for i, task in enumerate(store.task.tolist()):
+        history, n = store.history(i), lived[task]
+        assert history.num_transitions == n and (history.reward == 1).all()
+        assert history.observation.tolist() == [t % 5 for t in range(n)]
+        assert history.next_observation.tolist() == [t % 5 + 1 for t in range(n)]
+    reasons = " ".join(f["reason"] for f in failures(store))
+    assert "raised ValueError at test_collect.py" in reasons and "returned the reward nan" in reasons
+
+
+def test_a_reason_does_not_change_the_dataset(tmp_path):
+    """A reason may name an address: what is hashed is what was lived."""
+    one = gather(failing((2, 5)), tmp_path / "one")
+    text = (tmp_path / "one" / "manifest.json").read_text()
+    manifest = json.loads(text.replace("raised ValueError: boom", "another address"))
+    assert manifest["about"]["failed"][0]["reason"] == "another address"
+    assert writer.dataset_hash(manifest) == one.dataset_hash
+
+
+def test_where_nothing_at_all_was_lived_there_is_no_dataset(tmp_path):
+    with pytest.raises(
+        UserError, match="no history has a single step; the first one's environment raised ValueError: boom"
+    ):
+        gather(failing((0, 0), (1, 0), num_histories=2), tmp_path / "data")
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_the_command_tells_what_failed_and_does_not_exit_with_0(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(collect_command, "load_recipe", lambda name: failing((1, 3), num_histories=3))
+    monkeypatch.setattr(collect_command, "check_recipe", lambda chosen: Failing(at=((1, 3),)))
+    for _ in range(2):  # also when all is there already
+        assert collect_command.main(["mine", "--out", str(tmp_path / "data")]) == 2
+        said = capsys.readouterr()
+        assert "3 histories, 37 transitions" in said.out
+        errors = [line for line in said.err.splitlines() if line.startswith("icrl: ")]
+        assert "ended after 3 steps: its environment raised ValueError: boom" in "".join(errors[:-1])
+        assert errors[-1].startswith("icrl: error: 1 of 3 histories ended early because their environment failed")
+    assert inspect_data.main([str(tmp_path / "data")]) == 0
+    assert "ended after 3 steps: its environment raised ValueError: boom" in capsys.readouterr().err
+
+
+def test_an_action_out_of_its_space_names_history_and_step(tmp_path):
+    with pytest.raises(UserError, match="action is 7 at history 0, step 1, expected values from 0 to 2"):
+        gather(recipe(SourceConfig("test_collect:Astray")), tmp_path / "data")
     assert list((tmp_path / "data" / "shards").iterdir()) == []
-    with pytest.raises(UserError, match="reward is nan at history 3, step 11"):
-        gather(recipe(options={"poison_step": 11}), tmp_path / "data", workers=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Astray(CountSource):
+    """Acts out of the space from its second step on."""
+
+    def make(self, family, env, streams, num_steps):
+        agent = super().make(family, env, streams, num_steps)
+        told = agent.act
+        agent.act = lambda *given: told(*given)._replace(action=np.where(agent.count == 0, 0, 7))  # type: ignore[method-assign]
+        return agent
+
+
+# --- sources that drive their own loop ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLoop:
+    """Acts as CountSource does, one lane at a time, in a loop of its own; ``short``: it stops too early."""
+
+    short: int = 0
+    sleep: float = 0.0
+
+    def make(self, family, env, streams, num_steps):
+        raise UserError("is no agent")
+
+    def record(self, family, env, streams, num_steps, *, seed, record_optimal, keep):
+        assert env.num_envs == streams.num_lanes == 1
+        agent = CountSource(sleep=self.sleep).make(family, env, streams, num_steps)
+        turns = rollout(agent, env, seed=seed, record_optimal=record_optimal)
+        for turn in itertools.islice(turns, num_steps - self.short):
+            if not keep(turn):
+                return
+        if not self.short:
+            raise AssertionError("keep says when it is enough")
+
+
+OWN = SourceConfig("test_collect:OwnLoop")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_source_that_drives_itself_leaves_the_same_histories_one_per_shard(tmp_path, workers):
+    own, agent = (
+        gather(recipe(OWN, num_histories=3), tmp_path / "own", workers=workers),
+        gather(recipe(), tmp_path / "a"),
+    )
+    assert own.num_shards == own.num_histories == 3 and own.optional == agent.optional
+    for i in range(3):
+        for there, here in zip(agent.history(i).__dict__.values(), own.history(i).__dict__.values(), strict=True):
+            assert np.array_equal(there, here)
+    assert own.manifest["collect"]["shard_histories"] == 1
+
+
+def test_beside_others_a_shard_holds_about_one_of_its_histories(tmp_path):
+    chosen = recipe(dataclasses.replace(COUNT, weight=4.0), OWN, num_histories=20, shard_histories=64)
+    store = gather(chosen, tmp_path / "data")
+    assert np.bincount(store.source).tolist() == [16, 4]
+    assert store.manifest["collect"]["shard_histories"] == 5 and store.num_shards == 4
+    assert [int((store.source[i : i + 5] == 1).sum()) for i in range(0, 20, 5)] == [1, 1, 1, 1]
+
+
+def test_a_source_that_drives_itself_fails_and_ends_like_others(tmp_path):
+    chosen = dataclasses.replace(failing((1, 6)).collect, sources=(OWN,), num_histories=3)
+    store = gather(dataclasses.replace(failing((1, 6)), collect=chosen), tmp_path / "data")
+    assert [f["steps"] for f in failures(store)] == [6] and store.history(1).num_transitions == 6
+    with pytest.raises(UserError, match="ended after 15 of 17 steps"):
+        gather(recipe(SourceConfig("test_collect:OwnLoop", {"short": 2})), tmp_path / "short")
+
+
+def test_it_has_no_row_in_an_evaluation():
+    chosen, config = recipe(OWN, COUNT), EvaluateConfig()
+    assert list(baseline_sources(chosen, config)) == ["random", "optimal", "source toy:CountSource"]
+    assert [line[:42] for line in left_out(chosen, config)] == ["source test_collect:OwnLoop has no row: it"]
+    assert left_out(chosen, EvaluateConfig(baselines=("random",))) == []
 
 
 @pytest.mark.parametrize(
@@ -281,10 +509,20 @@ class Doomed(CountSource):
 
 
 def test_shards_that_exist_are_verified_before_they_are_built_upon(tmp_path):
-    plan_only = recipe(options={"poison_step": 11}, shard_histories=2)  # history 3 lies in the second shard
-    with pytest.raises(UserError, match="reward is nan"):
-        gather(plan_only, tmp_path / "data")
+    stopped = recipe(SourceConfig("test_collect:Unwell"), shard_histories=2)  # the second shard does not come about
+    with pytest.raises(UserError, match="unwell"):
+        gather(stopped, tmp_path / "data")
     file = writer.shard_folder(tmp_path / "data", 0) / "reward.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"reward.npy is damaged: delete the folder"):
-        gather(plan_only, tmp_path / "data")
+        gather(stopped, tmp_path / "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unwell(CountSource):
+    """Refuses lanes that hold history 3."""
+
+    def make(self, family, env, streams, num_steps):
+        if 3 in env.lane_ids:
+            raise UserError("unwell")
+        return super().make(family, env, streams, num_steps)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from toy import random_history, without_flushing, write_histories
 
-from icrl.data.inspect import figure, summary
+from icrl.data.inspect import figure, learning_warnings, summary
 from icrl.data.schema import History
 from icrl.interfaces import FamilySpec, UserError
 
@@ -69,3 +71,87 @@ def test_at_least_one_history_is_read(tmp_path):
     store = write_histories(tmp_path / "data", GRID, [by_hand(0)], per_shard=1)
     with pytest.raises(UserError, match="0 histories"):
         summary(store, most_histories=0)
+
+
+def life(returns, task=0, source=0, length=5):
+    """Ten episodes of ``length`` steps with the given returns, all earned by their last step."""
+    T = length * len(returns)
+    ends = np.arange(T) % length == length - 1
+    reward = np.zeros(T, np.float32)
+    reward[ends] = returns
+    return History(
+        observation=np.zeros((T, 2), int),
+        action=np.zeros(T, int),
+        reward=reward,
+        terminated=ends,
+        truncated=np.zeros(T, bool),
+        final_observation=np.zeros((len(returns), 2), int),
+        episode_offset=np.arange(len(returns) + 1) * length,
+        task=task,
+        source=source,
+    )
+
+
+FAMILY: Any = SimpleNamespace(
+    optimal_return=lambda tasks: tasks["goal"][:, 0] + 10.0, random_return=lambda tasks: np.full(len(tasks), 2.0)
+)
+
+
+def test_scores_at_the_end_of_histories(tmp_path):
+    """Optima 10, 12 and 14, uniform actions 2; ends 10, 7 and 2."""
+    lives = [life([*range(1, 10), end], task) for task, end in enumerate([10, 7, 2])]
+    store = write_histories(tmp_path / "data", GRID, lives, per_shard=1)
+    told = summary(store, family=FAMILY)["sources"][0]
+    assert (told["optimal_return"], told["random_return"]) == (12, 2)
+    assert told["end_score"] == pytest.approx((8 + 5 + 0) / (8 + 10 + 12))
+    assert told["reached"] == pytest.approx(1 / 3)
+    assert summary(store)["sources"][0]["end_score"] is None
+
+    def knows_none(tasks):
+        raise UserError("no optimum")
+
+    unknown: Any = SimpleNamespace(optimal_return=knows_none, random_return=knows_none)
+    assert summary(store, family=unknown)["sources"][0]["reached"] is None
+
+
+@pytest.mark.parametrize(
+    "returns, known, warned",
+    [
+        ([2, 2, 2, 3, 4, 5, 6, 8, 9, 9.5], True, False),  # learned
+        ([10] * 10, True, False),  # was optimal from the start
+        ([10] * 10, False, True),  # nobody can tell that it was
+        ([5, 4, 4, 4, 4, 4, 4, 4, 4, 5], True, True),  # no better than at its beginning
+        ([2, 2, 2, 2, 3, 3, 3, 3, 3, 5], True, True),  # better, but far below the optimum
+        ([2, 2, 2, 2, 3, 3, 3, 3, 3, 5], False, False),
+    ],
+)
+def test_a_source_that_has_not_learned_is_told(tmp_path, returns, known, warned):
+    store = write_histories(tmp_path / "data", GRID, [life(returns)], per_shard=1)
+    lines = learning_warnings(summary(store, family=FAMILY if known else None))
+    assert len(lines) == warned
+    if warned:
+        assert lines[0].startswith(f"source a has not learned (return per episode {returns[0]} in the first tenth")
+        assert ("return of the optimum 10, of uniform actions 2" in lines[0]) == known
+
+
+def test_a_bandits_history_is_told_by_its_rewards(tmp_path):
+    spec = FamilySpec("bandit", gym.spaces.MultiDiscrete([1, 1]), gym.spaces.Discrete(4), horizon=20)
+    for name, rewards, warned in [("good", [0.1] * 10 + [0.5] * 10, False), ("bad", [0.3] * 10 + [0.1] * 10, True)]:
+        one = life([0], length=20)
+        one.reward[:] = rewards
+        told = summary(write_histories(tmp_path / name, spec, [one], per_shard=1), family=FAMILY)
+        assert told["sources"][0]["end_score"] == pytest.approx((20 * rewards[-1] - 2) / 8)
+        assert len(learning_warnings(told)) == warned
+
+
+def test_nobody_expects_scattered_or_uniform_sources_to_learn():
+    entry = {
+        "scattered": False,
+        "name": "uniform",
+        "return_by_decile": [2, 1],
+        "reward_by_decile": [],
+        "end_score": None,
+    }
+    learner = {**entry, "name": "q_learning"}
+    assert learning_warnings({"sources": [entry, {**learner, "scattered": True}]}) == []
+    assert len(learning_warnings({"sources": [learner]})) == 1

@@ -28,7 +28,7 @@ def test_every_command_of_the_tour_runs(tmp_path):
         assert program == "icrl"
         done = run_icrl(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (arguments, done.stderr[-2000:])
-    (script,) = blocks("python")
+    script = "\n".join(blocks("python"))
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(

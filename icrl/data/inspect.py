@@ -12,7 +12,7 @@ import numpy as np
 
 from icrl.data.schema import History
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, UserError
+from icrl.interfaces import Array, Family, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,24 +20,33 @@ if TYPE_CHECKING:
 DECILES = 10
 _MOST_STATES = 1_000_000
 """Visits are counted for index observations with at most this many values."""
+REACHED = 0.9
+"""Normalised score from which on a history has reached the optimum."""
+_FAR_BELOW = 0.5
+_DO_NOT_LEARN = ("random", "uniform", "fixed_odds", "optimal")
+"""Sources that nobody expects to improve."""
 
 
-def summary(store: HistoryStore, most_histories: int = 1000) -> dict[str, Any]:
+def summary(store: HistoryStore, most_histories: int = 1000, family: Family | None = None) -> dict[str, Any]:
     """Plain JSON about the dataset and each of its sources, from at most ``most_histories`` spread evenly over it.
 
     ``sources`` has one entry per source with ``name``, ``scattered``, ``histories`` read, ``return_by_decile`` and
     ``reward_by_decile`` (mean return of an episode, mean reward of a step; None where there is none), ``rewarded_share``
     of steps with a reward other than 0, ``history_length`` and ``episode_length`` (least, mean, most steps), ``action_frequencies`` (discrete
     actions) and ``coverage`` (index observations: mean number of distinct ones in a history, share of all states
-    that any history visits, and ``visits``, the share of steps in each state).
+    that any history visits, and ``visits``, the share of steps in each state). With the ``family`` also ``end_score``, the mean normalised score
+    of the histories at their end, (return - random) / (optimal - random), ``reached``, the share of them with at least 0.9, and
+    the mean ``optimal_return`` and ``random_return`` of their tasks (None where the family knows no optimum). A history's end is its
+    complete episodes of the last decile, else its last one; in a history of one episode, the last decile's rewards.
     """
     if most_histories < 1:
         raise UserError(f"{most_histories} histories to read were asked for, expected 1 or more: correct it")
     chosen = np.linspace(0, store.num_histories - 1, min(most_histories, store.num_histories)).astype(np.int64)
     sources = store.manifest["collect"].get("sources", [{}])
+    bounds = _bounds(store, family, chosen)
     entries = []
     for number, source in enumerate(sources):
-        tally = _Tally(store)
+        tally = _Tally(store, bounds)
         for index in chosen[store.source[chosen] == number].tolist():
             tally.add(store.history(index))
         named = {"name": source.get("name", "unnamed"), "scattered": source.get("scattered", False)}
@@ -53,6 +62,61 @@ def summary(store: HistoryStore, most_histories: int = 1000) -> dict[str, Any]:
         "tasks": {name: len(tasks) for name, tasks in store.split._asdict().items()},
         "sources": entries,
     }
+
+
+def learning_warnings(summary: dict[str, Any]) -> list[str]:
+    """A line for each source of a ``summary`` that has not learned: its end is no better than its beginning, or far below the optimum."""
+    lines = []
+    for source in summary["sources"]:
+        if source["scattered"] or source["name"] in _DO_NOT_LEARN:
+            continue
+        what, values = "return per episode", [v for v in source["return_by_decile"] if v is not None]
+        if len(values) < 2:  # a bandit's history is one episode
+            what, values = "reward per step", [v for v in source["reward_by_decile"] if v is not None]
+        score = source["end_score"]
+        if len(values) < 2 or (score is not None and score >= REACHED):
+            continue
+        if values[-1] <= values[0] or (score is not None and score < _FAR_BELOW):
+            told = f"{what} {values[0]:.3g} in the first tenth of its histories, {values[-1]:.3g} in the last"
+            if score is not None:
+                told += f"; return of the optimum {source['optimal_return']:.3g}, of uniform actions {source['random_return']:.3g}"
+            lines.append(
+                f"source {source['name']} has not learned ({told}): longer histories or other options may help"
+            )
+    return lines
+
+
+def failures(store: HistoryStore) -> list[dict[str, Any]]:
+    """The histories that ended early because their environment raised or returned a number that is not finite.
+
+    Each has ``history`` and ``task``, the numbers that it was to have, ``steps`` kept (a history without any is left out of the dataset)
+    and ``reason``, the words after "its environment".
+    """
+    return store.manifest["about"].get("failed", [])
+
+
+def failure_lines(store: HistoryStore, most: int = 10) -> list[str]:
+    """The same in words."""
+    failed = failures(store)
+    lines = [
+        f"history {f['history']} (task {f['task']}) ended after {f['steps']} steps: its environment {f['reason']}"
+        for f in failed
+    ]
+    return lines[:most] + ([f"and {len(failed) - most} more"] if len(failed) > most else [])
+
+
+def _bounds(store: HistoryStore, family: Family | None, histories: Array) -> tuple[Array, Array] | None:
+    """Expected returns (N,) of uniform actions and of the optimum in those training tasks that the ``histories`` play, if they are known."""
+    if family is None:
+        return None
+    tasks = np.unique(store.task[histories])
+    lowest, best = np.full((2, len(store.split.train)), np.nan)
+    try:
+        lowest[tasks] = family.random_return(store.split.train[tasks])
+        best[tasks] = family.optimal_return(store.split.train[tasks])
+    except UserError:
+        return None
+    return None if np.isnan(best[tasks]).any() else (lowest, best)
 
 
 def figure(store: HistoryStore, most_histories: int = 1000) -> Figure:
@@ -90,7 +154,9 @@ def figure(store: HistoryStore, most_histories: int = 1000) -> Figure:
 class _Tally:
     """Sums over the histories of one source."""
 
-    def __init__(self, store: HistoryStore):
+    def __init__(self, store: HistoryStore, bounds: tuple[Array, Array] | None):
+        self._bounds, self._horizon = bounds, store.spec.horizon
+        self._ends: list[tuple[int, float]] = []  # task and return at the end, by history
         self._states = _num_states(store.spec.observation_space)
         self._start = getattr(store.spec.observation_space, "start", 0)
         action_space = store.spec.action_space
@@ -115,6 +181,9 @@ class _Tally:
         self._sums[1] += np.bincount(begun, None, DECILES)
         self._sums[2] += np.bincount(decile, history.reward, DECILES)
         self._sums[3] += np.bincount(decile, None, DECILES)
+        end = _end_return(history, complete, begun, decile, self._horizon)
+        if end is not None:
+            self._ends.append((history.task, end))
         self._rewarded += int(np.count_nonzero(history.reward))
         self._lengths.append(T)
         self._episode_lengths.append(ends - starts)
@@ -148,7 +217,37 @@ class _Tally:
             "episode_length": _range(episode_lengths),
             "action_frequencies": (self._actions / steps).tolist() if self._actions.size else None,
             "coverage": coverage,
+            **self._scores(),
         }
+
+    def _scores(self) -> dict[str, float | None]:
+        """How near the optimum the histories end."""
+        if self._bounds is None or not self._ends:
+            return dict.fromkeys(("end_score", "reached", "optimal_return", "random_return"))
+        tasks, end = np.array([task for task, _ in self._ends]), np.array([value for _, value in self._ends])
+        lowest, best = (bound[tasks] for bound in self._bounds)
+        score = (end - lowest) / np.maximum(best - lowest, 1e-9)
+        return {
+            "end_score": float(np.mean(end - lowest) / max(float(np.mean(best - lowest)), 1e-9)),
+            "reached": float(np.mean(score >= REACHED)),
+            "optimal_return": float(best.mean()),
+            "random_return": float(lowest.mean()),
+        }
+
+
+def _end_return(history: History, complete: Array, begun: Array, decile: Array, horizon: int) -> float | None:
+    """Return per episode at the end of a history, None where it cannot be told.
+
+    ``complete`` (E,) episodes, of which the (C,) complete ones began in the deciles ``begun``; ``decile`` (T,) of every step.
+    """
+    returns = history.episode_returns[complete]
+    if len(returns) > 1:
+        late = begun == DECILES - 1
+        return float(returns[late].mean() if late.any() else returns[-1])
+    whole = history.num_transitions == horizon or not len(returns)
+    if history.num_episodes == 1 and history.num_transitions >= DECILES and whole:
+        return float(history.reward[decile == DECILES - 1].mean() * horizon)
+    return None
 
 
 def _num_states(space: gym.Space) -> tuple[int, ...]:

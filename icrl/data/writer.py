@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,10 @@ from icrl.data.schema import (
     FORMAT,
     FORMAT_VERSION,
     INDEX_COLUMNS,
+    OPTIONAL_COLUMNS,
+    History,
     final_columns,
+    pack_histories,
     smallest_integer,
     spec_from_json,
     spec_to_json,
@@ -126,15 +129,18 @@ def finished_shards(path: Path) -> list[int]:
     return numbers
 
 
-def write_shard(path: Path, index: int, columns: dict[str, Array]) -> None:
+def write_shard(
+    path: Path, index: int, columns: dict[str, Array] | None, failed: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Write one shard of a begun dataset; it appears complete or not at all.
 
     ``columns``: every transition column (N, ...), every final column (E, ...), ``episode_offset`` (E + 1,) the first
     transition of each episode, ``history_offset`` (H + 1,) the first episode of each history, ``task`` and ``source``
-    (H,). Raises UserError for bad content, naming history and step, and when the disk is full.
+    (H,); None for a shard without a history. ``failed`` describes histories that ended early, as plain JSON. Raises UserError for bad
+    content, naming history and step, and when the disk is full.
     """
     plan = json.loads((path / "plan.json").read_text())
-    columns = _checked(plan, index, columns)
+    columns = _empty(plan) if columns is None else _checked(plan, index, columns)
     final = shard_folder(path, index)
     temporary = final.with_name(f"{_TEMPORARY}{final.name}-{os.getpid()}")
     try:
@@ -149,7 +155,8 @@ def write_shard(path: Path, index: int, columns: dict[str, Array]) -> None:
                 files[f"{name}.npy"] = {"bytes": size, "sha256": sha256(temporary / f"{name}.npy")}
             counts = {"histories": len(columns["task"]), "episodes": int(columns["history_offset"][-1])}
             counts["transitions"] = int(columns["episode_offset"][-1])
-            write_json(temporary / "shard.json", {**counts, "files": files})
+            failures = {"failed": [dict(failure) for failure in failed]} if failed else {}
+            write_json(temporary / "shard.json", {**counts, "files": files, **failures})
             os.rename(temporary, final)
             _flush_folder(final.parent)
     finally:
@@ -157,18 +164,75 @@ def write_shard(path: Path, index: int, columns: dict[str, Array]) -> None:
 
 
 def finish(path: Path, num_shards: int, about: Mapping[str, Any]) -> None:
-    """Write the manifest over ``num_shards`` complete shards; the dataset is then complete."""
+    """Write the manifest over ``num_shards`` complete shards; the dataset is then complete.
+
+    What failed goes to ``about``, because a reason may name an address or a path. Raises UserError where there is no history at all.
+    """
     manifest = json.loads((path / "plan.json").read_text())
     shards = [json.loads((shard_folder(path, i) / "shard.json").read_text()) for i in range(num_shards)]
+    failed = [failure for shard in shards for failure in shard.pop("failed", [])]
     manifest["shards"] = shards
     manifest["counts"] = {key: sum(s[key] for s in shards) for key in ("histories", "episodes", "transitions")}
+    if manifest["counts"]["histories"] == 0:
+        raise UserError(f"no history has a single step; the first one's environment {failed[0]['reason']}: repair it")
     for name, described in manifest["split"].items():
         described["sha256"] = sha256(path / f"tasks-{name}.npy")
     manifest["dataset_hash"] = dataset_hash(manifest)
-    manifest["about"] = dict(about)
+    manifest["about"] = {**about, **({"failed": failed} if failed else {})}
     with _disk_full(path):
         write_json(path / "manifest.json", manifest)
     (path / "plan.json").unlink()
+
+
+def write_histories(
+    path: str | Path,
+    spec: FamilySpec,
+    split: Split,
+    histories: Sequence[History],
+    *,
+    family: Mapping[str, Any] | None = None,
+    sources: Sequence[str] = ("recorded",),
+    shard_histories: int = 64,
+) -> None:
+    """A whole dataset out of histories in memory: recorded in a loop of one's own, or read from elsewhere.
+
+    ``split`` holds the tasks; a history's ``task`` is an index into ``split.train``, its ``source`` one into ``sources``.
+    ``family`` is {"name": ..., "options": {...}} of the family that they were left in, which training looks for (default: the spec's
+    name). Raises UserError for a folder that holds something, histories that differ in their optional columns, an episode longer than
+    the spec's horizon, or a value that does not fit its space.
+    """
+    path = Path(path)
+    optional = _check_histories(path, spec, histories, len(sources))
+    described = {"name": spec.name, "options": {}, **(family or {})}
+    collect = {"sources": [{"name": name} for name in sources], "shard_histories": shard_histories}
+    plan = make_plan(spec, split, family=described, collect=collect, seed=0, columns=optional)
+    starts = range(0, len(histories), shard_histories)
+    with writing(path, plan, split):
+        for index, start in enumerate(starts):
+            write_shard(path, index, pack_histories(spec, histories[start : start + shard_histories], start))
+        finish(path, len(starts), {})
+
+
+def _check_histories(path: Path, spec: FamilySpec, histories: Sequence[History], num_sources: int) -> list[str]:
+    """The optional columns that all histories have."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} already holds something: choose another folder or delete it")
+    if not histories:
+        raise UserError("no histories were given: give at least one")
+    optional = [[name for name in OPTIONAL_COLUMNS if getattr(history, name) is not None] for history in histories]
+    for number, (history, names) in enumerate(zip(histories, optional, strict=True)):
+        longest = int(np.diff(history.episode_offset).max())
+        if longest > spec.horizon:
+            raise UserError(
+                f"history {number} has an episode of {longest} steps, the horizon is {spec.horizon}: correct it"
+            )
+        if names != optional[0]:
+            raise UserError(f"history {number} has {names}, history 0 has {optional[0]}: give all the same columns")
+        if not 0 <= history.source < num_sources:
+            raise UserError(
+                f"history {number} is of source {history.source}, there are {num_sources}: name all sources"
+            )
+    return optional[0]
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -269,6 +333,15 @@ def _checked(plan: dict[str, Any], index: int, columns: dict[str, Array]) -> dic
             f"shard {index} names task {np.max(columns['task'])}: there are {plan['split']['train']['tasks']}"
         )
     return checked | {name: _smallest(columns[name]) for name in INDEX_COLUMNS}
+
+
+def _empty(plan: dict[str, Any]) -> dict[str, Array]:
+    """The columns of no history."""
+    spec = spec_from_json(plan["spec"])
+    expected = {**transition_columns(spec, plan["columns"]), **final_columns(spec)}
+    columns = {name: np.empty((0, *column.shape), column.dtype) for name, column in expected.items()}
+    offsets = {name: np.zeros(1, np.uint8) for name in ("episode_offset", "history_offset")}
+    return columns | offsets | {name: np.zeros(0, np.uint8) for name in ("task", "source")}
 
 
 def _smallest(values: Array) -> Array:

@@ -60,7 +60,8 @@ def headline(group: Group) -> str:
     text = (
         f"On {record['num_tasks']:,} {record['split']} tasks it never trained on: " if record["split"] == "test" else ""
     )
-    text += f"{'; '.join(means)}. The optimum is {number(record['optimal_return'])}, chance {number(record['random_return'])}."
+    optimum = "not known" if record["optimal_return"] is None else number(record["optimal_return"])
+    text += f"{'; '.join(means)}. The optimum is {optimum}, chance {number(record['random_return'])}."
     for method, curve in (group.published.by_episode if group.published else {}).items():
         there = [f"{number(curve[e])} in episode {e}" for e in episodes if e in curve]
         if there and method == "DPT":

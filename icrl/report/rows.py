@@ -163,7 +163,7 @@ def _played(evaluation: EvaluationInput) -> tuple[Any, ...]:
         "lanes",
         "num_tasks",
     )
-    return (*(record[key] for key in keys), tuple(record["seeds"]), round(record["optimal_return"], 6), options)
+    return (*(record[key] for key in keys), tuple(record["seeds"]), round(record["optimal_return"] or 0.0, 6), options)
 
 
 def _group(number: int, members: Sequence[Member], several: bool) -> Group:

@@ -1,0 +1,283 @@
+"""``python -m scripts.train_oracle FAMILY``: one off-policy learner (SAC, Haarnoja et al. 2018) that is told the task, as the family's oracle.
+
+The learner sees the observation and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the
+validation tasks; the best actor so far is the result. A later call goes on from the last checkpoint: not bit for bit as if it had not
+been stopped, since the running episode is lost and its random numbers with it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from safetensors.numpy import load_file, save
+from tqdm import tqdm
+
+from envs import make_family
+from envs.mujoco_tasks import MujocoFamily
+from envs.oracle_policy import FOLDER, OraclePolicy
+from icrl.interfaces import Array, Tasks, UserError
+from icrl.seeding import derive_seed, generator
+from scripts.common import (
+    MachineOptions,
+    check_output_file,
+    check_output_folder,
+    device_of,
+    first_argument,
+    run_command,
+    wants_help,
+)
+from scripts.options import parse
+
+PROG = "python -m scripts.train_oracle"
+USAGE = f"{PROG} FAMILY [--steps N] [--out FILE]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MachineOptions):
+    """How long to learn, and where the results go."""
+
+    steps: int = 500_000
+    """Environment steps in all, those of earlier calls included."""
+    out: Path | None = None
+    """The oracle's file; default: where the project keeps it, envs/oracles/FAMILY.safetensors."""
+    work: Path | None = None
+    """Folder of checkpoints and TensorBoard curves; default: runs/oracles/FAMILY."""
+    width: int = 128
+    """Units in each of the two hidden layers."""
+    learning_rate: float = 1e-3
+    """Step size; it falls linearly to a tenth."""
+    updates_per_step: float = 0.5
+    """Gradient steps per environment step, at most 1."""
+    checkpoint_every: int = 20_000
+    """Steps between two checkpoints."""
+    seed: int = 0
+    """Root of all random numbers."""
+
+    def __post_init__(self):
+        for key in ("steps", "width", "checkpoint_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"--{key.replace('_', '-')} {getattr(self, key)}: expected at least 1")
+        if not 0 < self.updates_per_step <= 1:
+            raise UserError(f"--updates-per-step {self.updates_per_step}: expected more than 0 and at most 1")
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"--learning-rate {self.learning_rate}: expected more than 0 and less than 1")
+
+
+class ToldEnv(gym.Env):
+    """A family as one environment: a new task in each episode, which the observation tells (D + k,)."""
+
+    def __init__(self, family: MujocoFamily, rng: np.random.Generator):
+        self._family, self._rng, self._env, self._clock = family, rng, None, 0
+        spec, told = family.spec, family.told(family.sample_task(np.random.default_rng(0)))
+        size = gym.spaces.flatdim(spec.observation_space) + len(told)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = spec.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        if self._env is not None:
+            self._env.close()
+        task = self._family.sample_task(self._rng)
+        self._env, self._told, self._clock = self._family.make_env(**task), self._family.told(task), 0
+        observation, info = self._env.reset(seed=int(self._rng.integers(2**31)))
+        return self._telling(observation), info
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        assert self._env is not None
+        self._clock += 1
+        observation, reward, terminated, _, info = self._env.step(action)
+        return self._telling(observation), float(reward), terminated, self._clock >= self._family.horizon, info
+
+    def _telling(self, observation: Array) -> Array:
+        return np.concatenate([observation, self._told], dtype=np.float32)
+
+
+def command(argv: list[str]) -> None:
+    """Train the oracle of one family."""
+    about = "Train one policy that is told the task, as the oracle of a MuJoCo family; run it again to go on."
+    if wants_help(argv):
+        parse(Options, ["--help"], prog=f"{PROG} FAMILY", description=about)
+    name, rest = first_argument(argv, "the name of a MuJoCo family", USAGE)
+    options = parse(Options, rest, prog=f"{PROG} {name}", description=about)
+    best = train_oracle(name, options, command=f"{PROG} {' '.join(argv)}")
+    print(f"{best['out']}: {best['validation_return']:.1f} on validation tasks after {best['steps']:,} steps")
+
+
+def train_oracle(name: str, options: Options, *, command: str = "", progress: bool = True) -> dict[str, Any]:
+    """Train the oracle of the family called ``name``, or go on with it; what is known of the best actor so far.
+
+    Raises UserError for a family that is none of MuJoCo's, other settings than those of the checkpoints, or places that cannot be written.
+    """
+    family = make_family(name)
+    if not isinstance(family, MujocoFamily):
+        raise UserError(f"{name} is no MuJoCo family, so it has no trained oracle: choose another")
+    out = options.out or FOLDER / f"{family.name}.safetensors"
+    work = options.work or Path("runs/oracles") / family.name
+    check_output_file(out, "--out")
+    check_output_folder(work, f"--work {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    settings = {"family": family.name, "width": options.width, "seed": options.seed}
+    settings |= {"learning_rate": options.learning_rate, "updates_per_step": options.updates_per_step}
+    run = _Run(family, options, work, out, settings, command)
+    run.train(progress)
+    return run.best | {"out": str(out)}
+
+
+class _Run:
+    """One training: the learner, and what is known of its best actor."""
+
+    def __init__(
+        self,
+        family: MujocoFamily,
+        options: Options,
+        work: Path,
+        out: Path,
+        settings: dict[str, Any],
+        command: str,
+    ):
+        from agents.sb3 import ALGORITHMS
+
+        self.family, self.options, self.work, self.out = family, options, work, out
+        self.settings, self.command = settings, command
+        self.best: dict[str, Any] = {"validation_return": -np.inf, "steps": 0}
+        newest = max(work.glob("step-*"), default=None)
+        done = int(newest.name.removeprefix("step-")) if newest else 0
+        env = ToldEnv(family, generator(options.seed, family.name, "oracle", done))
+        device, seed = device_of(options), derive_seed(options.seed, "sac", done) % 2**31
+        sac: Any = ALGORITHMS["sac"]
+        if newest is None:
+            period = round(10 / options.updates_per_step)  # steps between two rounds of 10 updates
+            self.learner = sac(
+                "MlpPolicy",
+                env,
+                learning_rate=_Falling(options.learning_rate),
+                learning_starts=2000,
+                train_freq=period,
+                gradient_steps=10,
+                buffer_size=500_000,
+                policy_kwargs={"net_arch": [options.width] * 2},
+                tensorboard_log=str(work),
+                seed=seed,
+                device=device,
+            )
+        else:
+            self._check_settings(newest)
+            self.learner = sac.load(newest / "learner.zip", env=env, device=device, tensorboard_log=str(work))
+            self.learner.set_random_seed(seed)
+            self.learner.load_replay_buffer(newest / "replay.pkl")
+
+    def _check_settings(self, checkpoint: Path) -> None:
+        kept = json.loads((checkpoint / "state.json").read_text())
+        for key, value in kept["settings"].items():
+            if self.settings[key] != value:
+                raise UserError(
+                    f"{self.work} holds a training with {key} {value}, this one has {self.settings[key]}: take the same, or another --work"
+                )
+        self.best = kept["best"]
+
+    def train(self, progress: bool) -> None:
+        done, total = self.learner.num_timesteps, self.options.steps
+        with tqdm(total=total, initial=done, desc=self.family.name, unit=" steps", disable=not progress) as bar:
+
+            def after_step(*_: Any) -> bool:
+                now = self.learner.num_timesteps
+                bar.update(now - bar.n)
+                if now % self.options.checkpoint_every == 0 or now >= total:
+                    self._checkpoint()
+                    bar.set_postfix_str(f"best on validation tasks {self.best['validation_return']:.1f}")
+                return now < total
+
+            if done < total:
+                self.learner.learn(
+                    total - done, callback=after_step, log_interval=10, tb_log_name="sac", reset_num_timesteps=done == 0
+                )
+        self._note_returns()
+
+    def _checkpoint(self) -> None:
+        """Play the validation tasks, keep the actor if it is the best so far, and keep all that a later call needs."""
+        steps, trial = self.learner.num_timesteps, self.work / "trial.safetensors"
+        _write(trial, _actor_layers(self.learner.actor), {})
+        achieved = float(self._returns(OraclePolicy(trial), self.family.split().validation).mean())
+        self.learner.logger.record("oracle/validation_return", achieved)
+        if achieved > self.best["validation_return"]:
+            self.best = {"validation_return": achieved, "steps": steps}
+            _write(self.out, load_file(trial), self._about())
+        trial.unlink()
+        fresh, older = self.work / "incomplete", list(self.work.glob("step-*"))
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        self.learner.save(fresh / "learner.zip")
+        self.learner.save_replay_buffer(fresh / "replay.pkl")
+        (fresh / "state.json").write_text(json.dumps({"settings": self.settings, "best": self.best}))
+        fresh.rename(self.work / f"step-{steps:010}")
+        for folder in older:
+            shutil.rmtree(folder)
+
+    def _returns(self, oracle: OraclePolicy, tasks: Tasks) -> Array:
+        """(N,) mean return of a few episodes of an oracle."""
+        env, told = self.family.make_vec(tasks), self.family.told(tasks)
+        observation, _ = env.reset(seed=derive_seed(self.options.seed, "oracle"))
+        total, episodes = np.zeros(len(tasks)), self.family.measured_episodes
+        for _ in range(episodes * self.family.horizon):
+            observation, reward, *_ = env.step(oracle(observation, told))
+            total += reward
+        env.close()
+        return total / episodes
+
+    def _about(self) -> dict[str, str]:
+        """Metadata of the file: how it was made."""
+        libraries = {name: version(name) for name in ("stable-baselines3", "gymnasium", "mujoco", "torch", "numpy")}
+        return {
+            "command": self.command,
+            "settings": json.dumps(self.settings),
+            "best": json.dumps(self.best),
+            "libraries": json.dumps(libraries),
+        }
+
+    def _note_returns(self) -> None:
+        """Add to the file's metadata what the oracle returns on every task of the split."""
+        policy, returns = OraclePolicy(self.out), {}
+        for part, tasks in self.family.split()._asdict().items():
+            achieved = self._returns(policy, tasks).round(2).tolist()
+            returns[part] = [{**_numbers(task), "return": value} for task, value in zip(tasks, achieved, strict=True)]
+        _write(self.out, load_file(self.out), {**policy.metadata, "returns": json.dumps(returns)})
+
+
+def _actor_layers(actor: Any) -> dict[str, Array]:
+    """The mean of SAC's actor as ``OraclePolicy`` names its layers."""
+    layers = [layer for layer in [*actor.latent_pi, actor.mu] if hasattr(layer, "weight")]
+    named = [(f"{kind}.{i}", getattr(layer, kind)) for i, layer in enumerate(layers) for kind in ("weight", "bias")]
+    return {name: tensor.detach().cpu().numpy() for name, tensor in named}
+
+
+def _write(path: Path, layers: dict[str, Array], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".incomplete")
+    fresh.write_bytes(save(layers, metadata))
+    fresh.replace(path)
+
+
+@dataclass(frozen=True)
+class _Falling:
+    """A step size that falls linearly to a tenth; ``left`` is the share of the training that is still to come."""
+
+    start: float
+
+    def __call__(self, left: float) -> float:
+        return self.start * (0.1 + 0.9 * left)
+
+
+def _numbers(task: np.void) -> dict[str, float]:
+    """The fields of a task that are single numbers; a body's many parameters follow from the split's seed."""
+    return {key: round(float(task[key]), 4) for key in task.dtype.names or () if np.ndim(task[key]) == 0}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command))

@@ -1,0 +1,110 @@
+"""``scripts.train_oracle``: what it writes is the learner's actor, it goes on where it stopped, and it refuses what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.mujoco_tasks import HalfCheetahVel
+from envs.oracle_policy import OraclePolicy
+from icrl.interfaces import UserError
+from scripts.common import run_command
+from scripts.train_oracle import Options, ToldEnv, command, train_oracle
+
+pytest.importorskip("mujoco")
+FAMILY = "envs.mujoco_tasks:HalfCheetahVel"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Two tasks to choose checkpoints on, three in all to note returns of, a few steps each."""
+    small = HalfCheetahVel(horizon=10, num_train_tasks=1, num_validation_tasks=2, num_test_tasks=1)
+    monkeypatch.setattr("scripts.train_oracle.make_family", lambda name: small)
+
+
+def options(folder, **changes):
+    given: dict[str, Any] = {"steps": 2040, "checkpoint_every": 2040, "width": 8, "threads": 1, **changes}
+    return Options(**given, out=folder / "oracle.safetensors", work=folder / "work")
+
+
+def test_the_file_holds_the_learners_actor_and_says_how_it_was_made(tmp_path):
+    from agents.sb3 import ALGORITHMS
+
+    best = train_oracle(FAMILY, options(tmp_path), command="the command", progress=False)
+    policy = OraclePolicy(tmp_path / "oracle.safetensors")
+    learner = ALGORITHMS["sac"].load(tmp_path / "work/step-0000002040/learner.zip", device="cpu")
+    seen = np.random.default_rng(0).normal(0, 1, (50, 18)).astype(np.float32)
+    np.testing.assert_allclose(
+        policy(seen[:, :17], seen[:, 17:]), learner.predict(seen, deterministic=True)[0], atol=1e-5
+    )
+    assert policy.metadata["command"] == "the command" and best["steps"] == 2040
+    returns = json.loads(policy.metadata["returns"])
+    assert [len(returns[part]) for part in ("train", "validation", "test")] == [1, 2, 1]
+    assert np.mean([row["return"] for row in returns["validation"]]) == pytest.approx(
+        best["validation_return"], abs=0.01
+    )
+    assert returns["test"][0]["velocity"] == pytest.approx(
+        HalfCheetahVel(horizon=10, num_test_tasks=1).split().test[0]["velocity"], abs=1e-4
+    )
+
+
+def test_a_second_call_goes_on_and_learns(tmp_path):
+    from agents.sb3 import ALGORITHMS
+
+    def weights(steps):
+        path = tmp_path / f"work/step-{steps:010}/learner.zip"
+        return ALGORITHMS["sac"].load(path, device="cpu").policy.state_dict()["actor.mu.weight"].numpy()
+
+    first = train_oracle(FAMILY, options(tmp_path), progress=False)
+    before = weights(2040)
+    second = train_oracle(FAMILY, options(tmp_path, steps=2100), progress=False)
+    assert [path.name for path in (tmp_path / "work").glob("step-*")] == ["step-0000002100"]
+    assert (weights(2100) != before).any() and second["validation_return"] >= first["validation_return"]
+    assert train_oracle(FAMILY, options(tmp_path, steps=2100), progress=False) == second  # nothing is done twice
+    with pytest.raises(UserError, match="width 8, this one has 16"):
+        train_oracle(FAMILY, options(tmp_path, width=16), progress=False)
+    assert list((tmp_path / "work").glob("sac_1/events*"))
+
+
+def test_the_learner_is_told_a_new_task_in_each_episode():
+    env = ToldEnv(HalfCheetahVel(horizon=4), np.random.default_rng(0))
+    targets = set()
+    for _ in range(5):
+        observation, _ = env.reset()
+        robot = env._env._robot  # type: ignore[union-attr]
+        for t in range(4):
+            before = robot.data.qpos[0]
+            following, reward, terminated, truncated, _ = env.step(np.zeros(6, np.float32))
+            velocity, target = (robot.data.qpos[0] - before) / robot.dt, (following[-1] + 1) * 1.5
+            assert env.observation_space.contains(following) and following[-1] == observation[-1]
+            assert (
+                not terminated and truncated == (t == 3) and reward == pytest.approx(-abs(velocity - target), abs=1e-5)
+            )
+        targets.add(float(observation[-1]))
+    assert len(targets) == 5
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "comes first"),
+        (["half", "--steps", "0"], "steps 0"),
+        (["half", "--updates-per-step", "2"], "updates-per-step"),
+        (["half", "--learning-rate", "0"], "learning-rate"),
+        (["half", "--out", "."], "is a folder"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    assert run_command(command, arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_families_are_refused(monkeypatch):
+    from envs import make_family
+
+    monkeypatch.setattr("scripts.train_oracle.make_family", make_family)
+    with pytest.raises(UserError, match="darkroom is no MuJoCo family"):
+        train_oracle("darkroom", Options())

@@ -1,0 +1,117 @@
+"""Trials: k episodes of one task as one episode, for native families and for a user's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.utils.env_checker import check_env
+from line_world import Lines
+
+from envs import make_family
+from envs.trial import TrialEncoding, TrialEnv
+from icrl.interfaces import FamilySpec, UserError
+
+ROOM = make_family("darkroom", width=4, height=3, horizon=5, num_validation=2)
+
+
+def play(env, actions, seed=0):
+    observation, info = env.reset(seed=seed)
+    turns = [env.step(action) for action in actions]
+    return observation, info, turns
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m")  # rewards have no bounds
+@pytest.mark.parametrize(
+    "family", [ROOM, make_family("gaussian_bandit", horizon=4), Lines()], ids=lambda f: f.spec.name
+)
+def test_any_family_makes_an_environment_that_passes_check_env(family):
+    check_env(TrialEnv(family, family.split().train, 2), skip_render_check=True)
+
+
+def test_a_trial_is_the_family_s_own_stream_with_what_was_done_beside_it():
+    env = TrialEnv(ROOM, ROOM.split().train, 3)
+    actions = np.random.default_rng(1).integers(5, size=15)
+    first, info, turns = play(env, actions)
+    assert env.max_steps == 15 and env.observation_space.shape == (4 + 3 + 5 + 2,)
+    np.testing.assert_array_equal(first, np.eye(14)[[0, 3]].sum(0))  # row 0, column 0, nothing done yet
+    inner = ROOM.make_vec(env.tasks[[info["task"]]])
+    observation, _ = inner.reset(seed=1)
+    earned = np.zeros(3)
+    for t, (action, turn) in enumerate(zip(actions, turns, strict=True)):
+        observation, reward, _, ended, inner_info = inner.step(np.array([action]))
+        over = t == 14
+        row, column = (inner_info["final_obs"] if over else observation)[0]
+        seen = np.concatenate([np.eye(3)[row], np.eye(4)[column], np.eye(5)[action], [reward[0], ended[0]]])
+        np.testing.assert_array_equal(turn[0], seen)
+        assert turn[1] == reward[0] and turn[2] == over and not turn[3] and ended[0] == (t % 5 == 4)
+        earned[t // 5] += reward[0]
+    np.testing.assert_array_equal(turns[-1][4]["episode_returns"], earned)
+    assert not any("episode_returns" in turn[4] for turn in turns[:-1])
+
+
+def test_every_trial_draws_a_task_and_seeds_repeat_it():
+    tasks = ROOM.split().train[:4]
+    env = TrialEnv(ROOM, tasks, 1)
+    drawn = [env.reset(seed=0)[1]["task"], *(env.reset()[1]["task"] for _ in range(60))]
+    assert set(drawn) == {0, 1, 2, 3}
+    again = [env.reset(seed=0)[1]["task"], *(env.reset()[1]["task"] for _ in range(60))]
+    assert drawn == again
+    noisy = make_family("gaussian_bandit", horizon=3)
+    env = TrialEnv(noisy, noisy.split().train[:1], 1)
+    rewards = [[turn[1] for turn in play(env, [0] * 3, seed)[2]] for seed in (0, 0, 1)]
+    assert rewards[0] == rewards[1] != rewards[2]
+
+
+def test_a_random_agent_earns_k_times_a_random_episode():
+    family = make_family("bernoulli_bandit", horizon=4)
+    tasks = family.split().test[:3]
+    env, rng = TrialEnv(family, tasks, 5), np.random.default_rng(0)
+    returns = {0: [], 1: [], 2: []}
+    for trial in range(300):
+        _, info = env.reset(seed=trial)
+        rewards = [env.step(rng.integers(2))[1] for _ in range(20)]
+        returns[info["task"]].append(sum(rewards))
+    for task, expected in enumerate(5 * family.random_return(tasks)):
+        assert abs(np.mean(returns[task]) - expected) < 5 * np.std(returns[task]) / len(returns[task]) ** 0.5
+
+
+def test_the_encoding_of_every_kind_of_space():
+    space = Dict(
+        a=Discrete(3, start=1), b=MultiDiscrete([2, 3], start=[0, 5]), c=Dict(d=Box(-2, 2, (2, 2), np.float64))
+    )
+    encoding = TrialEncoding(FamilySpec("any", space, Box(-1, 1, (2,), np.float32), 9))
+    observation = {
+        "a": np.array([1, 3]),
+        "b": np.array([[1, 5], [0, 7]]),
+        "c": {"d": np.arange(8.0).reshape(2, 2, 2) / 4},
+    }
+    action, reward, ended = np.array([[0.5, -1], [0, 1]]), np.array([2.0, -3.0]), np.array([False, True])
+    seen = encoding.after(observation, action, reward, ended)
+    assert seen.dtype == np.float32 and seen.tolist() == [
+        [1, 0, 0, 0, 1, 1, 0, 0, 0, 0.25, 0.5, 0.75, 0.5, -1, 2, 0],
+        [0, 0, 1, 1, 0, 0, 0, 1, 1, 1.25, 1.5, 1.75, 0, 1, -3, 1],
+    ]
+    assert all(encoding.space.contains(row) for row in seen)
+    assert encoding.start(observation).tolist() == [[*row[:12], 0, 0, 0, 0] for row in seen.tolist()]
+
+
+def test_impossible_trials_are_refused():
+    for tasks, episodes in ((ROOM.split().train[:0], 1), (ROOM.split().train, 0)):
+        with pytest.raises(UserError, match="expected at least one of each"):
+            TrialEnv(ROOM, tasks, episodes)
+    with pytest.raises(gym.error.ResetNeeded):
+        TrialEnv(ROOM, ROOM.split().train, 1).step(0)
+    odd = FamilySpec("odd", gym.spaces.Text(3), Discrete(2), 4)
+    with pytest.raises(UserError, match="a trial cannot show the space Text"):
+        TrialEncoding(odd)
+    broken = replace(Lines(), fail_at=2)
+    tasks = broken.sample_tasks(np.random.default_rng(0), 30)
+    env = TrialEnv(broken, tasks[tasks["goal"] == 0][:1], 1)
+    env.reset(seed=0)
+    env.step(0)
+    with pytest.raises(UserError, match=r"the environment of task .* of Lines raised RuntimeError"):
+        env.step(0)
