@@ -235,9 +235,11 @@ def keydoor() -> Recipe:
             num_histories=16_384,
             steps_per_history=700,
         ),
-        model=ModelConfig(window=300, width=96, num_layers=3, num_heads=1, head_width=64),
-        objective=ObjectiveConfig("ad"),
-        train=TrainConfig(steps=1600, validate_every=200, validation_episodes=5, validation_lanes=70),
+        model=ModelConfig(window=300, width=96, num_layers=4, num_heads=4, head_width=32),
+        objective=ObjectiveConfig("ad", start_fraction=0.4),
+        train=TrainConfig(
+            steps=1200, learning_rate=2e-3, validate_every=200, validation_episodes=8, validation_lanes=70
+        ),
         evaluations=(EvaluateConfig(episodes=40, lanes=200, baselines=baselines),),
     )
 

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, run_icrl
 
+from icrl.data.inspect import summary
+from icrl.data.store import HistoryStore
+from scripts.inspect_data import family_of
+
 pytestmark = pytest.mark.slow
 
 
@@ -71,3 +75,17 @@ def test_bench(tmp_path):
     barred = [figure for figure in figures if figure["bar"] is not None]
     missed = [f for f in barred if (f["median"] > f["bar"] if f["at_most"] else f["median"] < f["bar"])]
     assert len(barred) >= 6 and missed == []
+
+
+@pytest.mark.parametrize("family", ["darkroom", "keydoor"])
+def test_ppo_learns(family):
+    """Stable-Baselines3's PPO on 20 tasks of a 10x10 room: nearly all of its histories end near the optimum."""
+    data = ROOT / "runs" / f"ppo-{family}"
+    options = ["--collect.sources.0.name", "sb3", "--collect.num-histories", "20", "--collect.workers", "2"]
+    steps = ["--collect.steps-per-history", "60000"]
+    recipe = {"darkroom": "quickstart", "keydoor": "keydoor"}[family]
+    done = run_icrl("collect", recipe, "--out", data, *options, *steps, threads=None)
+    assert done.returncode == 0, done.stderr[-2000:]
+    store = HistoryStore.open(data)
+    (source,) = summary(store, 20, family_of(store))["sources"]
+    assert source["histories"] == 20 and source["reached"] >= 0.9
