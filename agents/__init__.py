@@ -16,6 +16,7 @@ SOURCES: dict[str, str] = {
     "q_learning": "agents.q_learning:QLearning",
     "sb3": "agents.sb3_source:SB3",
     "ucb": "agents.bandits:UCB",
+    "linucb": "agents.bandits:LinUCB",
     "empirical_mean": "agents.bandits:EmpiricalMean",
     "thompson": "agents.bayes:PosteriorSampling",
     "posterior_sampling": "agents.bayes:PosteriorSampling",

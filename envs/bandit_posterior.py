@@ -16,12 +16,13 @@ from icrl.seeding import LaneStreams
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # (G,) quadrature on [0, 1]
-_LANES_AT_ONCE = 1024
-"""Lanes per piece of a quadrature, to bound its memory."""
 
 
-class _ArmsPosterior:
+class ArmsPosterior:
     """Counts and sums of rewards per arm, and what follows from a distribution function. No pull ever excludes a task."""
+
+    lanes_at_once = 1024
+    """Lanes per piece of a quadrature, to bound its memory."""
 
     def __init__(self, num_lanes: int, num_arms: int):
         self._num_arms = num_arms
@@ -60,12 +61,13 @@ class _ArmsPosterior:
     def optimal_action_probs(self, env: TaskVectorEnv) -> Array:
         """(B, A) posterior probability that each arm is the best one."""
         num_lanes = len(self.pulls)
-        pieces = [
-            np.stack([self._prob_best(arm, lanes) for arm in range(self._num_arms)], axis=1)
-            for lanes in np.split(np.arange(num_lanes), range(_LANES_AT_ONCE, num_lanes, _LANES_AT_ONCE))
-        ]
-        probs = np.concatenate(pieces)
+        pieces = np.split(np.arange(num_lanes), range(self.lanes_at_once, num_lanes, self.lanes_at_once))
+        probs = np.concatenate([self._weights_best(lanes) for lanes in pieces])
         return probs / probs.sum(axis=1, keepdims=True)
+
+    def _weights_best(self, lanes: Array) -> Array:
+        """(n, A) numbers in proportion to the probability that each arm is the best one in the lanes (n,)."""
+        return np.stack([self._prob_best(arm, lanes) for arm in range(self._num_arms)], axis=1)
 
     def _others(self, arm: int) -> list[int]:
         return [other for other in range(self._num_arms) if other != arm]
@@ -79,7 +81,7 @@ class _ArmsPosterior:
         raise NotImplementedError
 
 
-class BernoulliPosterior(_ArmsPosterior):
+class BernoulliPosterior(ArmsPosterior):
     """Beta(1 + successes, 1 + failures) for each arm."""
 
     def _parameters(self, lanes: Array) -> tuple[Array, Array]:
@@ -102,7 +104,7 @@ class BernoulliPosterior(_ArmsPosterior):
         return integrand @ _WEIGHTS
 
 
-class GaussianPosterior(_ArmsPosterior):
+class GaussianPosterior(ArmsPosterior):
     """Normal(mean reward, noise / sqrt(pulls)) truncated to [0, 1] for each arm; uniform before its first pull."""
 
     def __init__(self, num_lanes: int, num_arms: int, noise: float):

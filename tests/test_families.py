@@ -26,6 +26,11 @@ VARIANTS = [
     ("gaussian_bandit", {"horizon": 12, "num_train_tasks": 50, "num_test_tasks": 30}),
     ("gaussian_bandit", {"horizon": 12, "num_arms": 2, "noise": 0.0}),
     ("bernoulli_bandit", {"horizon": 12, "num_arms": 3}),
+    ("linear_bandit", {"horizon": 12}),
+    ("linear_bandit", {"horizon": 12, "num_arms": 4, "dimension": 3, "noise": 0.0}),
+    ("odd_even_bandit", {"horizon": 12}),
+    ("tabular", {"num_train_tasks": 500, "num_test_tasks": 50}),
+    ("tabular", {"num_states": 4, "num_actions": 2, "horizon": 7, "start": "random", "num_train_tasks": 50}),
     ("minigrid_empty", {}),
     ("minigrid_empty", {"size": 6, "horizon": 20, "permuted_actions": True, "num_validation": 2}),
     ("minigrid_fourrooms", {"size": 7, "horizon": 25, "begin": "anywhere"}),
@@ -164,13 +169,13 @@ def test_equal_seeds_give_equal_streams(name, options):
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     random = (
-        name == "bernoulli_bandit"
+        name in ("bernoulli_bandit", "odd_even_bandit", "tabular")
         or options.get("start") == "random"
         or options.get("start") == "near"
         or options.get("begin") == "anywhere"
         or (is_robot(name) and not name.startswith("metaworld"))
         or name == "minigrid_memory"
-        or (name, options.get("noise")) == ("gaussian_bandit", None)
+        or (name in ("gaussian_bandit", "linear_bandit") and "noise" not in options)
     )
     assert random == any((a != b).any() for a, b in zip(first[:2], other[:2], strict=True))
 

@@ -21,7 +21,7 @@ PERMUTED = ("darkroom", {"width": 3, "height": 4, "horizon": 9, "num_validation"
 ONCE = ("darkroom", {"width": 4, "height": 3, "horizon": 15, "num_validation": 2, "reward": "once", "start": "random"})
 GAUSSIAN = ("gaussian_bandit", {"horizon": 10, "num_arms": 3})
 BERNOULLI = ("bernoulli_bandit", {"horizon": 10})
-FOR_BANDITS = {"ucb", "empirical_mean"}
+FOR_BANDITS = {"ucb", "linucb", "empirical_mean"}
 FOR_ROOMS = {"nearest_plausible", "blind_sweep", "sweep_then_return"}
 PAIRS = [
     (source, family)
