@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -105,9 +106,8 @@ class TabularMDP:
         return self.make_tasks(transitions, rng.beta(*self.reward_prior, (num_tasks, self.num_states)))
 
     def split(self) -> Split:
-        """Three independent lists: tasks are continuous, so they share none."""
-        sizes = {"train": self.num_train_tasks, "validation": self.num_validation_tasks, "test": self.num_test_tasks}
-        return Split(*(self.sample_tasks(generator(self.task_seed, self.name, part), n) for part, n in sizes.items()))
+        """Three independent lists: tasks are continuous, so they share none. Read-only."""
+        return _drawn_split(replace(self, horizon=1, start="first", lookahead=0))  # on which tasks do not depend
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
         """Lane i plays ``tasks[i]``. Raises UserError for what is no distribution or no probability."""
@@ -142,6 +142,17 @@ class TabularMDP:
             *_, values = action_values(piece, self.horizon, value_of)
             pieces.append(value_of(values) @ self.start_probs)
         return np.concatenate(pieces)
+
+
+@lru_cache(maxsize=1)
+def _drawn_split(family: TabularMDP) -> Split:
+    """The split of a family, drawn once: a collection asks for it at every shard."""
+    sizes = family.num_train_tasks, family.num_validation_tasks, family.num_test_tasks
+    drawn = (generator(family.task_seed, family.name, part) for part in Split._fields)
+    split = Split(*(family.sample_tasks(rng, size) for rng, size in zip(drawn, sizes, strict=True)))
+    for tasks in split:
+        tasks.flags.writeable = False  # shared by all who ask
+    return split
 
 
 def action_values(tasks: Tasks, num_steps: int, value_of: ValueOf) -> Iterator[Array]:

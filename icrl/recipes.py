@@ -244,6 +244,81 @@ def keydoor() -> Recipe:
     )
 
 
+def minigrid_empty() -> Recipe:
+    """Distil a Bayes explorer in MiniGrid's empty room: find an unseen goal, then walk straight to it."""
+    return _minigrid(minigrid_empty, "minigrid_empty")
+
+
+def minigrid_doors() -> Recipe:
+    """Distil a Bayes explorer in a MiniGrid room of closed doors: find the one behind which is the goal, then go through it."""
+    return _minigrid(minigrid_doors, "minigrid_doors")
+
+
+def _minigrid(function: Callable[[], Recipe], family: str) -> Recipe:
+    return Recipe(
+        name=family.replace("_", "-"),
+        description=_first_line(function),
+        family=FamilyConfig(family),
+        collect=CollectConfig(
+            sources=(SourceConfig("nearest_plausible", {"epsilon": 0.1}),), num_histories=2048, steps_per_history=600
+        ),
+        model=ModelConfig(window=300, width=64, num_layers=3, num_heads=1, head_width=64),
+        objective=ObjectiveConfig("ad"),
+        train=TrainConfig(
+            steps=500,
+            batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=50,
+            validate_every=125,
+            validation_episodes=5,
+            validation_lanes=60,
+        ),
+        evaluations=(
+            EvaluateConfig(
+                episodes=10, lanes=200, baselines=("random", "optimal", "source", "blind_sweep", "nearest_plausible")
+            ),
+        ),
+    )
+
+
+def point_robot() -> Recipe:
+    """Decision-Pretrained Transformer on a plane with an unseen goal (Point-Robot, after T2MIR): a few distances tell where it is."""
+    return Recipe(
+        name="point-robot",
+        description=_first_line(point_robot),
+        family=FamilyConfig("point_robot", {"num_train_tasks": 2000, "num_validation_tasks": 50}),
+        collect=CollectConfig(
+            sources=(
+                SourceConfig("uniform"),
+                SourceConfig("uniform", scattered=True),
+                SourceConfig("optimal", {"epsilon": 0.3}),
+            ),
+            num_histories=20_000,
+            steps_per_history=60,
+            shard_histories=1000,
+        ),
+        model=ModelConfig(
+            layout="transition",
+            window=60,
+            width=64,
+            num_layers=4,
+            num_heads=4,
+            rotary=False,
+            episode_embedding=False,
+        ),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0, privileged_sources=(2,)),
+        train=TrainConfig(
+            steps=2000,
+            batch_size=64,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=3,
+            validation_lanes=50,
+        ),
+        evaluations=(EvaluateConfig(episodes=10, lanes=200),),
+    )
+
+
 def smoke() -> Recipe:
     """The whole path in under 30 seconds, in a 5×5 Dark Room: is everything in its place?"""
     return Recipe(
@@ -281,6 +356,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "bandit-dpt": bandit_dpt,
     "bernoulli-dpt": bernoulli_dpt,
     "keydoor": keydoor,
+    "minigrid-empty": minigrid_empty,
+    "minigrid-doors": minigrid_doors,
+    "point-robot": point_robot,
     "smoke": smoke,
 }
 
