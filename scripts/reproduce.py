@@ -29,6 +29,7 @@ MARKS = ("<!-- results: written by `icrl reproduce`, not by hand -->", "<!-- end
 DARKROOM, BANDIT, AD = (
     section(name) for name in ("darkroom_10x10_dpt_protocol", "bandit_5_arm_dpt_protocol", "darkroom_9x9_ad_protocol")
 )
+KEYDOOR = section("keydoor_radt_protocol")["final_return"]["10x10"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +221,41 @@ LINES = (
         episodes("agent", 1, 50, 200),
         lambda record: f"its source from scratch {episodes('source q_learning', 200)(record)}",
         f"AD {AD['online_return_by_episode']['AD']['200']} at 200",
+    ),
+    Line(
+        "keydoor",
+        0,
+        "10×10 Key-Door, RA-DT's held-out tasks, distilled Bayes explorer (privileged data): episode 1 / 2 / 3",
+        episodes("agent", 1, 2, 3),
+        episodes("nearest_plausible", 1, 2, 3),
+        "",
+    ),
+    Line(
+        "keydoor",
+        0,
+        "the same: episodes 31 to 40",
+        late("agent"),
+        late("nearest_plausible"),
+        f"RA-DT {KEYDOOR['RA-DT']} at 40",
+    ),
+    *(
+        Line(
+            f"minigrid-{room}",
+            0,
+            f"MiniGrid, {what}, distilled Bayes explorer (privileged data): episode 1 / 2 / 5",
+            episodes("agent", 1, 2, 5),
+            episodes("nearest_plausible", 1, 2, 5),
+            "",
+        )
+        for room, what in (("empty", "unseen goal in an empty room"), ("doors", "which of several doors"))
+    ),
+    Line(
+        "point-robot",
+        0,
+        "Point-Robot, DPT (privileged data: optimal labels, optimal source): episode 1 / 2 / 10",
+        episodes("agent", 1, 2, 10),
+        lambda record: f"the optimum {record['optimal_return']:.1f}",
+        "",
     ),
     *(_bandit_line(index, key) for index, key in enumerate(["sd 0.3", "sd 0.0", "sd 0.5", "Bernoulli (unseen noise)"])),
     Line(

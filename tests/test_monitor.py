@@ -1,5 +1,6 @@
 import csv
 import inspect
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,17 +82,26 @@ def test_both_records_hold_the_values(tmp_path):
     assert "_hparams_/experiment" in events.summary_metadata
 
 
+def wait_for_another_second() -> None:
+    """TensorBoard reads a folder's files by the second in their names, then by a number that is not padded: those of one second may swap."""
+    now = int(time.time())
+    while int(time.time()) == now:
+        time.sleep(0.02)
+
+
 def test_steps_past_the_checkpoint_are_forgotten_by_both_records(tmp_path):
     first = FileMonitor(tmp_path, 0, CONFIG, CPU)
     for step in (2, 4, 6):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
+    wait_for_another_second()
     resumed = FileMonitor(tmp_path, 4, CONFIG, CPU)
     resumed.scalars(6, {"train/loss": 60.0})
     resumed.close()
     steps, values = read_metrics(tmp_path / "metrics.csv")["train/loss"]
     assert steps.tolist() == [2, 4, 6] and values.tolist() == [2.0, 4.0, 60.0]
     assert [(e.step, e.value) for e in board(tmp_path).Scalars("train/loss")] == [(2, 2.0), (4, 4.0), (6, 60.0)]
+    wait_for_another_second()
     FileMonitor(tmp_path, 0, CONFIG, CPU).close()  # no checkpoint was reached: all of it is forgotten
     assert read_metrics(tmp_path / "metrics.csv") == {}
     assert board(tmp_path).Scalars("train/loss") == []
