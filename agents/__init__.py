@@ -39,6 +39,6 @@ def source_class(name: str) -> type:
     return find_class("source", name, SOURCES, GROUP)
 
 
-def make_source(name: str, **options: Any) -> Source:
+def make_source(name: str, /, **options: Any) -> Source:
     """A source with the given options. Raises UserError for an unknown name or option or an impossible value."""
     return build("source", name, source_class(name), options)

@@ -52,7 +52,7 @@ def family_class(name: str) -> type:
     return find_class("family", name, FAMILIES, GROUP)
 
 
-def make_family(name: str, **options: Any) -> Family:
+def make_family(name: str, /, **options: Any) -> Family:
     """A family with the given options. Raises UserError for an unknown name or option or an impossible value."""
     return build("family", name, family_class(name), options)
 

@@ -126,7 +126,7 @@ class SingleEnv(gym.Env):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, name: str, family_class: type, render_mode: str | None = None, **kwargs: Any):
+    def __init__(self, name: str, family_class: type, /, render_mode: str | None = None, **kwargs: Any):
         if hasattr(family_class, "render_fps"):
             self.metadata = {"render_modes": ["rgb_array"], "render_fps": family_class.render_fps}
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -167,7 +167,7 @@ class SingleEnv(gym.Env):
             seed = int(self.np_random.integers(2**62))
         observation, info = self._vec.reset(seed=seed)
         self._refuse_failure()
-        return _only_lane(observation), info
+        return _only_lane(observation), only_mask(info)
 
     def render(self) -> Any:
         """The frame that shows the state, (rows, columns, 3) uint8; None without a render mode."""
@@ -186,7 +186,13 @@ class SingleEnv(gym.Env):
         self._refuse_failure()
         ended = bool(terminated[0] or truncated[0])
         true_observation = _only_lane(info["final_obs"] if ended else observation)
-        return true_observation, float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+        return (
+            true_observation,
+            float(reward[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            {} if ended else only_mask(info),
+        )
 
     def _refuse_failure(self) -> None:
         """Raise UserError where the lane's own environment failed (``GymVectorEnv.failed``)."""
@@ -196,6 +202,11 @@ class SingleEnv(gym.Env):
     def close(self) -> None:
         if self._vec is not None:
             self._vec.close()
+
+
+def only_mask(info: dict[str, Any]) -> dict[str, Any]:
+    """What a vector environment of one lane says of the allowed actions, (A,)."""
+    return {"action_mask": info["action_mask"][0]} if "action_mask" in info else {}
 
 
 def _only_lane(observation: Observation) -> Observation:

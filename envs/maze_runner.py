@@ -181,6 +181,8 @@ def _check(tasks: Tasks, size: int) -> None:
     """Raise UserError for a goal outside the maze, in a wall, or where the agent already is when its turn comes."""
     start = divmod(MazeRunner(size=size, max_goals=1).start_cell, size)
     for task in tasks:
+        if task["maze"] < 0:
+            raise UserError(f"a task has maze {task['maze']}: expected a seed of at least 0, correct the task")
         num_goals, goals = int(task["num_goals"]), task["goals"].tolist()
         if not 1 <= num_goals <= len(goals):
             raise UserError(f"a task has num_goals {num_goals}: expected 1 to {len(goals)}, correct the task")

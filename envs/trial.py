@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
+from envs.base import only_mask
 from icrl.interfaces import Array, Family, FamilySpec, Observation, Tasks, TaskVectorEnv, UserError
 
 
@@ -84,7 +85,7 @@ class TrialEnv(gym.Env):
         observation, info = self._env.reset(seed=int(self.np_random.integers(2**62)))
         self._refuse_failure()
         self._returns = [0.0]
-        return self.encoding.start(observation)[0], {"task": index} | _mask(info)
+        return self.encoding.start(observation)[0], {"task": index} | only_mask(info)
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         if self._env is None:
@@ -95,7 +96,7 @@ class TrialEnv(gym.Env):
         self._returns[-1] += float(reward[0])
         ended = terminated | truncated
         over = bool(ended[0]) and len(self._returns) == self.episodes
-        told = {"episode_returns": np.array(self._returns)} if over else _mask(info)
+        told = {"episode_returns": np.array(self._returns)} if over else only_mask(info)
         seen = self.encoding.after(info["final_obs"] if over else observation, actions, reward, ended)[0]
         if ended[0] and not over:
             self._returns.append(0.0)
@@ -110,10 +111,6 @@ class TrialEnv(gym.Env):
         if self._env is not None:
             self._env.close()
             self._env = None
-
-
-def _mask(info: dict[str, Any]) -> dict[str, Any]:
-    return {"action_mask": info["action_mask"][0]} if "action_mask" in info else {}
 
 
 def _bounds(space: gym.Space) -> list[tuple[Array | float, Array | float]]:

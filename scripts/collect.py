@@ -60,7 +60,8 @@ def command(argv: list[str]) -> None:
         recipe = replace(recipe, collect=replace(recipe.collect, workers=options.workers))
     family = check_recipe(recipe)
     check_output_folder(options.out, f"--out {options.out}")
-    advise(recipe, family)
+    if not (options.out / "manifest.json").exists():
+        advise(recipe, family)
     from agents.collect import collect
 
     store = collect(recipe, options.out)

@@ -301,6 +301,8 @@ def test_bad_tasks_are_refused():
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             gym.make("icrl/DarkRoom-v0", **arguments)
+    with pytest.raises(UserError, match="a seed of at least 0"):
+        gym.make("icrl/MazeRunner-v0", maze=-1, num_goals=1, goals=[[3, 3]] * 3)
     with pytest.raises(UserError, match="a door lies outside"):
         gym.make("icrl/KeyDoor-v0", key=(0, 0), door=(10, 0))
     with pytest.raises(UserError, match="mean"):

@@ -13,6 +13,7 @@ import pytest
 from line_world import LENGTH, Lines, LineWorld
 
 from agents import make_source
+from envs import make_family
 from envs.gym_family import GymFamily, GymTaskFamily
 from icrl.evaluation import run_episodes
 from icrl.interfaces import UserError
@@ -233,6 +234,10 @@ def test_an_unknown_optimum_leaves_only_what_needs_it_unknown(tmp_path, monkeypa
     assert record["optimal_return"] is None and "NaN" not in (tmp_path / "run" / "evaluation.json").read_text()
     assert "optimum is not known" in (tmp_path / "run" / "report" / "index.html").read_text()
     assert agent["mean_return"]["mean"] > 0 and record["verdict"]["learned"] is not None and record["random_return"] > 0
+
+
+def test_a_family_may_be_given_a_name():
+    assert make_family("line_world:Lines", name="mine").spec.name == "mine"
 
 
 def test_an_evaluation_with_a_failed_environment_is_refused():

@@ -77,7 +77,9 @@ def _leaks(family: Family, tasks: Tasks) -> list[str]:
     observation, _ = env.reset(seed=derive_seed(0, "advice", "leak"))
     env.close()
     seen = _columns(flatten("observation", observation))
-    fields = _columns({name: chosen[name] for name in tasks.dtype.names or ()})
+    fields = _columns(
+        {name: chosen[name] for name in tasks.dtype.names or () if chosen.dtype[name].base.kind in "biuf"}
+    )
     return [
         f"the first observation tells the task's {name} ({how}): then nothing has to be learned in context; hide it from the observation"
         for name, values in fields.items()

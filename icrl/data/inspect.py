@@ -23,7 +23,7 @@ _MOST_STATES = 1_000_000
 REACHED = 0.9
 """Normalised score from which on a history has reached the optimum."""
 _FAR_BELOW = 0.5
-_DO_NOT_LEARN = ("random", "uniform", "fixed_odds", "optimal")
+_DO_NOT_LEARN = ("random", "uniform", "fixed_odds", "optimal", "blind_sweep")
 """Sources that nobody expects to improve."""
 
 
@@ -112,11 +112,13 @@ def _bounds(store: HistoryStore, family: Family | None, histories: Array) -> tup
     tasks = np.unique(store.task[histories])
     lowest, best = np.full((2, len(store.split.train)), np.nan)
     try:
-        lowest[tasks] = family.random_return(store.split.train[tasks])
         best[tasks] = family.optimal_return(store.split.train[tasks])
+        if np.isnan(best[tasks]).any():
+            return None
+        lowest[tasks] = family.random_return(store.split.train[tasks])
     except UserError:
         return None
-    return None if np.isnan(best[tasks]).any() else (lowest, best)
+    return lowest, best
 
 
 def figure(store: HistoryStore, most_histories: int = 1000) -> Figure:
