@@ -15,8 +15,8 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from envs.bandit_posterior import BernoulliPosterior, GaussianPosterior
 from envs.base import NativeVectorEnv
+from envs.tasks import LISTS, check_least, independent_split
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
-from icrl.seeding import generator
 
 _MOST_STATES = 2_000_000
 """Count states that are listed."""
@@ -42,10 +42,7 @@ class _Bandit:
     """Seed of the three lists of tasks."""
 
     def __post_init__(self):
-        least = {"num_arms": 2, "horizon": 1, "num_train_tasks": 1, "num_validation_tasks": 0, "num_test_tasks": 1}
-        for key, bound in (least | {"task_seed": 0}).items():
-            if getattr(self, key) < bound:
-                raise UserError(f"the bandit's {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least("the bandit", self, num_arms=2, horizon=1, **LISTS)
 
     @property
     def spec(self) -> FamilySpec:
@@ -60,10 +57,7 @@ class _Bandit:
 
     def split(self) -> Split:
         """Three independent lists: means are continuous, so they share no task."""
-        sizes = {"train": self.num_train_tasks, "validation": self.num_validation_tasks, "test": self.num_test_tasks}
-        return Split(
-            *(self.sample_tasks(generator(self.task_seed, self.name, part), size) for part, size in sizes.items())
-        )
+        return independent_split(self)
 
     def optimal_return(self, tasks: Tasks) -> Array:
         """(N,) expected return of an episode of pulls of the best arm."""

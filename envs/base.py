@@ -46,7 +46,32 @@ def check_actions(actions: Array, space: gym.Space, num_envs: int) -> None:
         )
 
 
-class NativeVectorEnv(TaskVectorEnv):
+class LanesEnv(TaskVectorEnv):
+    """What every vector environment of tasks begins with: one lane per task, the lanes' numbers, their spaces.
+
+    Raises UserError without tasks, or with another number of ``lane_ids`` (0 to B - 1 if not given).
+    """
+
+    def __init__(self, spec: FamilySpec, tasks: Tasks, lane_ids: Array | None = None):
+        self.tasks, self.num_envs = tasks, len(tasks)
+        self.lane_ids = np.arange(self.num_envs) if lane_ids is None else np.asarray(lane_ids)
+        if self.num_envs == 0 or self.lane_ids.shape != (self.num_envs,):
+            raise UserError(
+                f"got {self.num_envs} tasks and lane_ids of shape {self.lane_ids.shape}: expected at least one task and one id each"
+            )
+        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
+        self.observation_space = batch_space(spec.observation_space, self.num_envs)
+        self.action_space = batch_space(spec.action_space, self.num_envs)
+        self._family_name, self._horizon = spec.name, spec.horizon
+
+
+def check_seed(seed: Any) -> None:
+    """Raises UserError for a ``reset`` seed that is neither None nor one integer."""
+    if not (seed is None or isinstance(seed, int | np.integer)):
+        raise UserError(f"reset got the seed {seed!r}: expected one integer, from which every lane's stream derives")
+
+
+class NativeVectorEnv(LanesEnv):
     """A vector environment whose episodes all last exactly ``spec.horizon`` steps, so that one clock serves all lanes.
 
     A family implements ``_begin`` (put all lanes at the start of an episode), ``_observe`` (a fresh observation of all lanes) and
@@ -58,17 +83,7 @@ class NativeVectorEnv(TaskVectorEnv):
     streams: LaneStreams  # (B,) lane streams, fresh at each seeded reset
 
     def __init__(self, spec: FamilySpec, tasks: Tasks, lane_ids: Array | None):
-        self.tasks = tasks
-        self.num_envs = len(tasks)
-        self.lane_ids = np.arange(self.num_envs) if lane_ids is None else np.asarray(lane_ids)
-        if self.num_envs == 0 or self.lane_ids.shape != (self.num_envs,):
-            raise UserError(
-                f"got {self.num_envs} tasks and lane_ids of shape {self.lane_ids.shape}: expected at least one task and one id each"
-            )
-        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
-        self.observation_space = batch_space(spec.observation_space, self.num_envs)
-        self.action_space = batch_space(spec.action_space, self.num_envs)
-        self._family_name, self._horizon = spec.name, spec.horizon
+        super().__init__(spec, tasks, lane_ids)
         self._clock: int | None = None
         self._lanes = np.arange(self.num_envs)
         self._none, self._all = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -76,10 +91,7 @@ class NativeVectorEnv(TaskVectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode in every lane; ``seed`` renews the lanes' random streams (by chance if never seeded)."""
-        if not (seed is None or isinstance(seed, int | np.integer)):
-            raise UserError(
-                f"reset got the seed {seed!r}: expected one integer, from which every lane's stream derives"
-            )
+        check_seed(seed)
         if seed is not None or self._clock is None:
             root = np.random.SeedSequence().entropy if seed is None else int(seed)
             assert isinstance(root, int)

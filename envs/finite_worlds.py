@@ -25,7 +25,7 @@ class FiniteWorlds:
     next_state: Array  # (N, S, A) int32; the state that ended the round where one ends
     pays: Array  # (N, S, A) bool: a reward of 1, otherwise 0
     ends: Array  # (N, S, A) bool: the round is over
-    reached: Array  # (N, S) bool: play can reach the state
+    reached: Array  # (N, S) bool: play can reach the state (in mazes: any free cell, whichever goal is next)
     observation: Array  # (N, S, D) int16
     starts: Array  # (C,) intp states where rounds begin
     sizes: Array  # (D,) number of values of each part of an observation

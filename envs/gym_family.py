@@ -31,6 +31,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.gym_vector import GymVectorEnv, describe_error
+from envs.tasks import LISTS, check_least
 from icrl.interfaces import Array, Family, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import derive_seed, generator
 
@@ -66,17 +67,7 @@ class GymTaskFamily:
     """Episodes of each task by which an unknown expected return is measured."""
 
     def __post_init__(self):
-        least = {"num_train_tasks": 1, "num_test_tasks": 1, "measured_episodes": 1}
-        for key in (
-            "horizon",
-            "num_train_tasks",
-            "num_validation_tasks",
-            "num_test_tasks",
-            "task_seed",
-            "measured_episodes",
-        ):
-            if getattr(self, key) < least.get(key, 0):
-                raise UserError(f"{self.title}'s {key} is {getattr(self, key)}: expected at least {least.get(key, 0)}")
+        check_least(self.title, self, horizon=0, measured_episodes=1, **LISTS)
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         """Draw a task."""

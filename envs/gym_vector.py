@@ -16,17 +16,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import batch_space
 
-from envs.base import check_actions
-from icrl.interfaces import Array, FamilySpec, Observation, Tasks, TaskVectorEnv, UserError, map_observation
+from envs.base import LanesEnv, check_actions, check_seed
+from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
 from icrl.seeding import derive_seed
 
 MakeEnv = Callable[[np.void], gym.Env]
 """One record of the tasks -> a single environment with the family's spaces."""
 
 
-class GymVectorEnv(TaskVectorEnv):
+class GymVectorEnv(LanesEnv):
     """Lane i plays the environment ``make_env(tasks[i])``; one that does not end by itself is truncated at the family's horizon.
 
     Parameters
@@ -62,17 +61,8 @@ class GymVectorEnv(TaskVectorEnv):
         *,
         asynchronous: bool = False,
     ):
-        self.tasks, self.num_envs = tasks, len(tasks)
-        self.lane_ids = np.arange(self.num_envs) if lane_ids is None else np.asarray(lane_ids)
-        if self.num_envs == 0 or self.lane_ids.shape != (self.num_envs,):
-            raise UserError(
-                f"got {self.num_envs} tasks and lane_ids of shape {self.lane_ids.shape}: expected at least one task and one id each"
-            )
-        self.single_observation_space, self.single_action_space = spec.observation_space, spec.action_space
-        self.observation_space = batch_space(spec.observation_space, self.num_envs)
-        self.action_space = batch_space(spec.action_space, self.num_envs)
-        self.failed = {}
-        self._family_name, self._was_reset = spec.name, False
+        super().__init__(spec, tasks, lane_ids)
+        self.failed, self._was_reset = {}, False
         lanes = [partial(_Lane, spec, make_env, task) for task in tasks]
         if asynchronous:
             make = partial(AsyncVectorEnv, lanes, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
@@ -92,10 +82,7 @@ class GymVectorEnv(TaskVectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode in every lane; ``seed`` renews their random numbers (by chance if never seeded) and tries failed ones again."""
-        if not (seed is None or isinstance(seed, int | np.integer)):
-            raise UserError(
-                f"reset got the seed {seed!r}: expected one integer, from which every lane's stream derives"
-            )
+        check_seed(seed)
         if seed is None and not self._was_reset:
             seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         observation, info = self._try(self._envs.reset, seed=self._lane_seeds(seed))

@@ -17,6 +17,7 @@ from scipy.stats import qmc
 
 from envs.bandit import GaussianBandit
 from envs.bandit_posterior import ArmsPosterior
+from envs.tasks import check_least
 from icrl.interfaces import Array, Posterior, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams, generator
 
@@ -42,9 +43,7 @@ class LinearBandit(GaussianBandit):
 
     def __post_init__(self):
         super().__post_init__()
-        for key, bound in {"dimension": 1, "feature_seed": 0}.items():
-            if getattr(self, key) < bound:
-                raise UserError(f"the bandit's {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least("the bandit", self, dimension=1, feature_seed=0)
 
     @cached_property
     def features(self) -> Array:

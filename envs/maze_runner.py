@@ -21,8 +21,8 @@ from gymnasium.vector import AutoresetMode
 from envs.finite_vector import FiniteVectorEnv, Located
 from envs.finite_worlds import FiniteWorlds
 from envs.maze_layout import MOVES, RAYS, free_lengths, maze
+from envs.tasks import LISTS, check_least, independent_split
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
-from icrl.seeding import generator
 
 _LARGEST_MAZE = 31
 _TILE = 16
@@ -54,10 +54,7 @@ class MazeRunner:
     """Where episodes begin: in the middle of the lowest rooms, or in a cell and at a goal's turn drawn uniformly."""
 
     def __post_init__(self):
-        least = {"horizon": 1, "max_goals": 1, "num_train_tasks": 1, "num_validation_tasks": 0, "num_test_tasks": 1}
-        for key, bound in (least | {"task_seed": 0}).items():
-            if getattr(self, key) < bound:
-                raise UserError(f"{self.name}'s {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least(self.name, self, horizon=1, max_goals=1, **LISTS)
         if self.size % 2 == 0 or not 5 <= self.size <= _LARGEST_MAZE:
             raise UserError(f"{self.name}'s size is {self.size}: expected an odd number from 5 to {_LARGEST_MAZE}")
         if self.max_goals > len(self._goal_rooms()):
@@ -96,14 +93,7 @@ class MazeRunner:
 
     def split(self) -> Split:
         """Three independent lists: they share no maze."""
-        sizes = {
-            "train": self.num_train_tasks,
-            "validation": self.num_validation_tasks,
-            "test": self.num_test_tasks,
-        }
-        return Split(
-            *(self.sample_tasks(generator(self.task_seed, self.name, part), size) for part, size in sizes.items())
-        )
+        return independent_split(self)
 
     def locate(self, tasks: Tasks) -> Located:
         """The tables of tasks (...), whose states count turn by turn, cell by cell. Raises UserError for a goal where none can be."""

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, TypeAlias
 import gymnasium as gym
 import numpy as np
 
-from envs.gym_family import GymTaskFamily, Task
+from envs.gym_family import Task
+from envs.robots import RobotFamily
 from icrl.interfaces import Array, UserError
 
 Corners: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -28,7 +29,7 @@ _LEAST_DISTANCE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaworldFamily(GymTaskFamily):
+class MetaworldFamily(RobotFamily):
     """What Reach and Push share. ``optimal_return`` is that of the scripted policy that comes with Meta-World: good, not optimal."""
 
     environment: ClassVar[str]
@@ -37,19 +38,6 @@ class MetaworldFamily(GymTaskFamily):
 
     horizon: int = 100
     """Steps per episode."""
-    num_train_tasks: int = 45
-    """Training tasks."""
-    num_validation_tasks: int = 10
-    """Tasks to choose checkpoints on."""
-    num_test_tasks: int = 5
-    """Tasks to report on."""
-    measured_episodes: int = 4
-    """Episodes of each task by which an expected return is measured."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.horizon == 0:
-            raise UserError(f"{self.title}'s horizon is 0: expected at least 1")
 
     def sample_task(self, rng: np.random.Generator) -> dict[str, Any]:
         """Goal and object uniform over their boxes, at least 0.15 apart in the plane."""

@@ -21,6 +21,7 @@ from envs.finite_vector import FiniteVectorEnv, Located
 from envs.finite_worlds import NEVER, FiniteWorlds
 from envs.minigrid_world import VIEW, World, stack, walk
 from envs.room import partition
+from envs.tasks import check_least
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
 
@@ -53,13 +54,7 @@ class MiniGridFamily:
     """Where episodes begin: as every round does, or in a state drawn uniformly from those that play can reach."""
 
     def __post_init__(self):
-        for key, least in {"horizon": 1, "num_validation": 0, "split_seed": 0}.items():
-            self.check_least(key, least)
-
-    def check_least(self, key: str, least: int) -> None:
-        """Raises UserError where the option ``key`` is smaller than ``least``."""
-        if getattr(self, key) < least:
-            raise UserError(f"{self.name}'s {key} is {getattr(self, key)}: expected at least {least}")
+        check_least(self.name, self, horizon=1, num_validation=0, split_seed=0)
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from minigrid.core.world_object import Ball, Box, Door, Goal, Key, Lava, Wall
 
 from envs.minigrid_family import MiniGridFamily
 from envs.minigrid_world import World, symbol
+from envs.tasks import check_least
 from icrl.interfaces import Array, Tasks, UserError
 from icrl.seeding import generator
 
@@ -128,8 +129,7 @@ class MiniGridObjects(_Square):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_least("num_arrangements", 1)
-        self.check_least("arrangement_seed", 0)
+        check_least(self.name, self, num_arrangements=1, arrangement_seed=0)
         most = min(len(_OBJECTS), (self.size - 2) ** 2 // 9)  # an object keeps the eight cells around it free
         if not 2 <= self.num_objects <= most:
             raise UserError(
@@ -291,7 +291,7 @@ class MiniGridMemory(MiniGridFamily):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_least("passage", 1)
+        check_least(self.name, self, passage=1)
         if not 2 <= self.num_cues <= len(_OBJECTS) or self.passage > _LARGEST:
             raise UserError(
                 f"{self.name} has num_cues {self.num_cues} and passage {self.passage}: expected 2 to {len(_OBJECTS)} cues "

@@ -19,13 +19,14 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from envs.gym_family import GymTaskFamily, Task
+from envs.gym_family import Task
 from envs.oracle_policy import kept_oracle
+from envs.robots import RobotFamily
 from icrl.interfaces import Array, Tasks, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MujocoFamily(GymTaskFamily):
+class MujocoFamily(RobotFamily):
     """What the families share. Each says which robot it is, how a task is drawn, what a step earns and what an oracle is told.
 
     Observations are joint positions and velocities, without the place in the world. Of an action beyond [-1, 1] MuJoCo executes the nearest
@@ -38,19 +39,6 @@ class MujocoFamily(GymTaskFamily):
 
     horizon: int = 200
     """Steps per episode."""
-    num_train_tasks: int = 45
-    """Training tasks."""
-    num_validation_tasks: int = 10
-    """Tasks to choose checkpoints on."""
-    num_test_tasks: int = 5
-    """Tasks to report on."""
-    measured_episodes: int = 4
-    """Episodes of each task by which an expected return is measured."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.horizon == 0:
-            raise UserError(f"{self.title}'s horizon is 0: expected at least 1")
 
     def sample_task(self, rng: np.random.Generator) -> dict[str, Any]:
         raise NotImplementedError

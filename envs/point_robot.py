@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from envs.base import NativeVectorEnv
+from envs.tasks import LISTS, check_least, independent_split
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
 
@@ -51,10 +52,7 @@ class PointRobot:
     """Seed of the three lists of goals."""
 
     def __post_init__(self):
-        least = {"horizon": 1, "num_train_tasks": 1, "num_validation_tasks": 0, "num_test_tasks": 1, "task_seed": 0}
-        for key, bound in least.items():
-            if getattr(self, key) < bound:
-                raise UserError(f"{self.name}'s {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least(self.name, self, horizon=1, **LISTS)
 
     @property
     def spec(self) -> FamilySpec:
@@ -71,10 +69,7 @@ class PointRobot:
 
     def split(self) -> Split:
         """Three independent lists: goals are continuous, so they share none."""
-        sizes = {"train": self.num_train_tasks, "validation": self.num_validation_tasks, "test": self.num_test_tasks}
-        return Split(
-            *(self.sample_tasks(generator(self.task_seed, self.name, part), size) for part, size in sizes.items())
-        )
+        return independent_split(self)
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
         """Lane i plays ``tasks[i]``. Raises UserError for a goal outside the square."""

@@ -14,6 +14,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from scipy.sparse import csr_array
 
 from envs.base import NativeVectorEnv
+from envs.tasks import check_least
 from icrl.interfaces import Array, FamilySpec, Tasks, UserError
 
 NUM_MOVES = 5
@@ -100,9 +101,7 @@ class Room:
     """Tasks taken from the end of the training ones to choose checkpoints on."""
 
     def __post_init__(self):
-        for key, least in {"width": 1, "height": 1, "horizon": 1, "num_validation": 0}.items():
-            if getattr(self, key) < least:
-                raise UserError(f"{self.name}'s {key} is {getattr(self, key)}: expected at least {least}")
+        check_least(self.name, self, width=1, height=1, horizon=1, num_validation=0)
         if not 2 <= self.num_cells <= _LARGEST_ROOM:
             raise UserError(
                 f"a room of {self.height}x{self.width} has {self.num_cells} cells: expected 2 to {_LARGEST_ROOM}"

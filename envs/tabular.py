@@ -20,8 +20,8 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from envs.base import NativeVectorEnv
 from envs.tabular_posterior import TabularPosterior
+from envs.tasks import LISTS, check_least, independent_split
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
-from icrl.seeding import generator
 
 ValueOf: TypeAlias = Callable[[Array], Array]
 """The value of states (n, S) out of that of their actions (n, S, A): what is assumed of the policy."""
@@ -62,10 +62,7 @@ class TabularMDP:
     """Seed of the three lists of tasks."""
 
     def __post_init__(self):
-        least = {"num_states": 2, "num_actions": 2, "horizon": 1, "num_train_tasks": 1, "num_validation_tasks": 0}
-        for key, bound in (least | {"num_test_tasks": 1, "task_seed": 0}).items():
-            if getattr(self, key) < bound:
-                raise UserError(f"{self.name}'s {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least(self.name, self, num_states=2, num_actions=2, horizon=1, **LISTS)
         if not 0 < self.reward_mean < 1:
             raise UserError(f"{self.name}'s reward_mean is {self.reward_mean}: expected a number between 0 and 1")
         for key in ("transition_concentration", "reward_concentration"):
@@ -147,9 +144,7 @@ class TabularMDP:
 @lru_cache(maxsize=1)
 def _drawn_split(family: TabularMDP) -> Split:
     """The split of a family, drawn once: a collection asks for it at every shard."""
-    sizes = family.num_train_tasks, family.num_validation_tasks, family.num_test_tasks
-    drawn = (generator(family.task_seed, family.name, part) for part in Split._fields)
-    split = Split(*(family.sample_tasks(rng, size) for rng, size in zip(drawn, sizes, strict=True)))
+    split = independent_split(family)
     for tasks in split:
         tasks.flags.writeable = False  # shared by all who ask
     return split

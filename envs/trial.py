@@ -69,6 +69,7 @@ class TrialEnv(gym.Env):
         self.encoding = TrialEncoding(family.spec)
         self.observation_space, self.action_space = self.encoding.space, family.spec.action_space
         self._env: TaskVectorEnv | None = None
+        self._over = True
         self._returns: list[float] = []
 
     @property
@@ -84,18 +85,18 @@ class TrialEnv(gym.Env):
         self._env = self.family.make_vec(self.tasks[index : index + 1])
         observation, info = self._env.reset(seed=int(self.np_random.integers(2**62)))
         self._refuse_failure()
-        self._returns = [0.0]
+        self._returns, self._over = [0.0], False
         return self.encoding.start(observation)[0], {"task": index} | only_mask(info)
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        if self._env is None:
-            raise gym.error.ResetNeeded("call reset before the first step")
+        if self._env is None or self._over:
+            raise gym.error.ResetNeeded("call reset before the first step, and after a trial is over")
         actions = np.asarray(action)[None]
         observation, reward, terminated, truncated, info = self._env.step(actions)
         self._refuse_failure()
         self._returns[-1] += float(reward[0])
         ended = terminated | truncated
-        over = bool(ended[0]) and len(self._returns) == self.episodes
+        self._over = over = bool(ended[0]) and len(self._returns) == self.episodes
         told = {"episode_returns": np.array(self._returns)} if over else only_mask(info)
         seen = self.encoding.after(info["final_obs"] if over else observation, actions, reward, ended)[0]
         if ended[0] and not over:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Discrete
-from gymnasium.vector.utils import batch_space
 
 from envs import make_family
 from envs.augmentations import Augmentation, Permutation, Projection
+from envs.base import LanesEnv
 from envs.room import partition
+from envs.tasks import check_least
 from icrl.interfaces import Array, Family, FamilySpec, Observation, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
 
@@ -53,10 +54,7 @@ class Augmented:
 
     def __post_init__(self):
         object.__setattr__(self, "inner_options", tuple(self.inner_options))  # a list where it was read from JSON
-        least = {"project_observations": 0, "copies": 1, "num_augmentations": 3, "augmentation_seed": 0}
-        for key, bound in least.items():
-            if getattr(self, key) < bound:
-                raise UserError(f"augmented's {key} is {getattr(self, key)}: expected at least {bound}")
+        check_least("augmented", self, project_observations=0, copies=1, num_augmentations=3, augmentation_seed=0)
         if not self._augmentations:
             raise UserError(
                 "augmented changes nothing: choose permute_actions, permute_observations or project_observations"
@@ -198,18 +196,12 @@ class Augmented:
         return replace(self, inner_options=tuple(f"{key}={json.dumps(value)}" for key, value in options.items()))
 
 
-class AugmentedVectorEnv(TaskVectorEnv):
+class AugmentedVectorEnv(LanesEnv):
     """The inner family's lanes behind their augmentations."""
 
     def __init__(self, family: Augmented, env: TaskVectorEnv, tasks: Tasks):
-        self.tasks, self.num_envs = tasks, env.num_envs
+        super().__init__(family.spec, tasks)
         self.metadata, self.render_mode = env.metadata, env.render_mode
-        self.single_observation_space, self.single_action_space = (
-            family.spec.observation_space,
-            family.spec.action_space,
-        )
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._family, self._env = family, env
         self._inwards, self._outwards = family.actions(tasks)
         self._shown = family.observations(tasks)

@@ -20,6 +20,7 @@ from icrl.seeding import LaneStreams
 from scripts.common import check_output_file, run_command
 from scripts.options import parse
 
+_ROBOTS = ("half_cheetah_vel", "half_cheetah_dir", "ant_dir", "walker_param", "metaworld_reach", "metaworld_push")
 SHOWN = {
     "darkroom": (SourceConfig("nearest_plausible"), 10),
     "keydoor": (SourceConfig("nearest_plausible"), 10),
@@ -28,15 +29,7 @@ SHOWN = {
     "linear_bandit": (SourceConfig("thompson"), 1),
     "odd_even_bandit": (SourceConfig("thompson"), 1),
     "tabular": (SourceConfig("sample_and_hold", {"hold": 20}), 40),
-    "augmented": (SourceConfig("annealed"), 20),
-    "maze_runner": (SourceConfig("annealed"), 20),
-    "point_robot": (SourceConfig("annealed"), 20),
-    "half_cheetah_vel": (SourceConfig("annealed"), 20),
-    "half_cheetah_dir": (SourceConfig("annealed"), 20),
-    "ant_dir": (SourceConfig("annealed"), 20),
-    "walker_param": (SourceConfig("annealed"), 20),
-    "metaworld_reach": (SourceConfig("annealed"), 20),
-    "metaworld_push": (SourceConfig("annealed"), 20),
+    **dict.fromkeys(("augmented", "maze_runner", "point_robot", *_ROBOTS), (SourceConfig("annealed"), 20)),
 }
 """A source, and how many episodes it is given, by family; for those that are not named ``nearest_plausible`` and 20."""
 MOST_LANES = 100

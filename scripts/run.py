@@ -53,7 +53,6 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     run_folder.check(out, recipe)
     check_records(out)
     store = _collected(recipe, family, out / "data")
-    warn(store, summary(store, MOST_READ, family))
     _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
     best = train_policy(recipe, store, family, out, device, machine.threads)
     _say(2, f"best checkpoint: {best.name}")
@@ -72,7 +71,9 @@ def _collected(recipe: Recipe, family: Family, data: Path) -> HistoryStore:
         collect(recipe, data)  # refuses other options
         return HistoryStore.open(data)
     advise(recipe, family)
-    return collect(recipe, data)
+    store = collect(recipe, data)
+    warn(store, summary(store, MOST_READ, family))
+    return store
 
 
 def _evaluated(recipe: Recipe, out: Path, device: str) -> None:

@@ -2,7 +2,8 @@
 
 The learner sees the observation and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the
 validation tasks; the best actor so far is the result. A later call goes on from the last checkpoint: not bit for bit as if it had not
-been stopped, since the running episode is lost and its random numbers with it.
+been stopped, since the running episode is lost and its random numbers with it. Checkpoints are Stable-Baselines3's own and hold
+pickles: go on only from a folder that you made. The result is safetensors, which hold numbers alone.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ def test_a_trial_is_the_family_s_own_stream_with_what_was_done_beside_it():
         earned[t // 5] += reward[0]
     np.testing.assert_array_equal(turns[-1][4]["episode_returns"], earned)
     assert not any("episode_returns" in turn[4] for turn in turns[:-1])
+    with pytest.raises(gym.error.ResetNeeded, match="over"):
+        env.step(0)
 
 
 def test_every_trial_draws_a_task_and_seeds_repeat_it():

@@ -138,4 +138,7 @@ def _meets_reward(family: Family, tasks: Tasks, make: Policy, steps: int) -> boo
     env = family.make_vec(tasks)
     agent = make(family, env, LaneStreams(0, "advice", "source", lane_ids=len(tasks)), steps)
     turns = rollout(agent, env, seed=derive_seed(0, "advice", "env"))
-    return any((next(turns).step.reward != 0).any() for _ in range(steps))
+    try:
+        return any((next(turns).step.reward != 0).any() for _ in range(steps))
+    finally:
+        env.close()
