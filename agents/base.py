@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -56,6 +57,16 @@ def bounded_box(env: TaskVectorEnv, who: str) -> Box:
     return space
 
 
+def action_noise(env: TaskVectorEnv, who: str) -> Callable[..., Decision]:
+    """``epsilon_noise`` or ``epsilon_noise_in_box`` for the actions of ``env``, as a function of (intended, epsilon, streams, action_mask).
+
+    Raises UserError, naming ``who``, where actions are neither discrete nor in a bounded box.
+    """
+    if isinstance(env.single_action_space, Discrete):
+        return partial(epsilon_noise, num_actions=num_actions(env, who))
+    return partial(epsilon_noise_in_box, space=bounded_box(env, who))
+
+
 def uniform_in_box(space: Box, streams: LaneStreams) -> Array:
     """(B, action_dim) one uniform action per lane."""
     draws = streams.uniform(len(space.low)).reshape(-1, len(space.low))
@@ -72,9 +83,10 @@ def check_probability(who: str, **values: float) -> None:
 def epsilon_noise(
     intended: Array,  # (B,) int
     epsilon: float | Array,  # scalar or (B,)
-    num_actions: int,
     streams: LaneStreams,
     action_mask: Array | None = None,  # (B, A) bool
+    *,
+    num_actions: int,
 ) -> Decision:
     """With probability ``epsilon`` execute a uniform (allowed) action instead of the intended one.
 
@@ -95,8 +107,10 @@ def epsilon_noise(
 def epsilon_noise_in_box(
     intended: Array,  # (B, action_dim)
     epsilon: float | Array,  # scalar or (B,)
-    space: Box,
     streams: LaneStreams,
+    action_mask: None = None,  # boxes have none
+    *,
+    space: Box,
 ) -> Decision:
     """With probability ``epsilon`` execute a uniform action of the box instead of the intended one.
 

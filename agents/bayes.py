@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.base import check_probability, epsilon_noise, lanes_of_reset, num_actions
+from agents.base import action_noise, check_probability, lanes_of_reset
 from icrl.interfaces import (
     Agent,
     Array,
@@ -138,7 +138,7 @@ class _Committed(_Explorer):
     ):
         super().__init__(env, posterior, streams)
         self._epsilon, self._hold = options.epsilon, options.hold
-        self._num_actions = 0 if options.epsilon == 0 else num_actions(env, "an explorer's noise")
+        self._noise = None if options.epsilon == 0 else action_noise(env, "an explorer's noise")
         self._held: Tasks | None = None  # (B,)
         self._age = np.zeros(env.num_envs, np.int64)  # (B,) steps that the task was held
         self._free = np.ones(env.num_envs, bool)  # (B,) holds nothing
@@ -163,10 +163,10 @@ class _Committed(_Explorer):
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         intended = self._env.optimal_action(self._commit())
-        if self._epsilon == 0:
+        if self._noise is None:
             log_prob = np.zeros(len(intended), np.float32)
             return Decision(intended, intended, log_prob if self.noise_is_known else None)
-        decision = epsilon_noise(intended, self._epsilon, self._num_actions, self._streams, action_mask)
+        decision = self._noise(intended, self._epsilon, self._streams, action_mask)
         return decision if self.noise_is_known else decision._replace(behaviour_log_prob=None)
 
     def observe(self, step: Step) -> None:

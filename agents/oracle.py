@@ -1,4 +1,4 @@
-"""Agents that know the task: the optimal policy with noise, and the noise-annealed demonstrator of AD^eps (Zisman et al. 2024).
+"""Agents that know tasks: the optimal policy with noise, the noise-annealed demonstrator of AD^eps (Zisman et al. 2024), and one that is misled.
 
 Labels are the optimal action (``target_action``), whatever the noise executed. Noise is a uniform action, of a box where actions are continuous.
 """
@@ -11,16 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from agents.base import (
-    bounded_box,
-    check_probability,
-    epsilon_noise,
-    epsilon_noise_in_box,
-    lanes_of_reset,
-    num_actions,
-)
+from agents.base import action_noise, check_probability, lanes_of_reset
 from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, TaskVectorEnv, UserError
-from icrl.seeding import LaneStreams
+from icrl.seeding import LaneStreams, generator
+
+_NUM_MISLEADING = 4096
+"""Tasks that may mislead."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,51 @@ class Annealed:
         return _NoisyOptimal(env, streams, lambda age: np.maximum(self.epsilon_end, 1 - slope * age))
 
 
+@dataclass(frozen=True)
+class Misled:
+    """The optimal policy of another task, drawn anew for each episode: skilful, but its actions tell nothing of the task, so that only rewards do.
+
+    Wide data for DPT where random actions never come near what matters, and the optimal policy would give the task away. No label: what it means
+    to do is of no use in the task it plays.
+    """
+
+    epsilon: float = 0.0
+    """Probability that the executed action is a uniform one instead."""
+
+    def __post_init__(self):
+        check_probability("misled", epsilon=self.epsilon)
+
+    def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
+        return _Misled(family, env, streams, self.epsilon)
+
+
+class _Misled:
+    """Tasks come from one fixed sample of the family's distribution; a lane draws from it by its own stream."""
+
+    def __init__(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, epsilon: float):
+        self._env, self._streams, self._epsilon = env, streams, epsilon
+        self._noise = action_noise(env, "noise on a misled policy") if epsilon else None
+        self._pool = family.sample_tasks(generator(0, family.spec.name, "misled"), _NUM_MISLEADING)
+        self._believed = self._pool[np.zeros(env.num_envs, np.int64)]  # (B,) fancy indexing copies
+
+    def reset(self, lanes: int | Sequence[int] | Array) -> None:
+        self._draw(np.arange(len(self._believed))[lanes_of_reset(lanes, len(self._believed))])
+
+    def _draw(self, lanes: Array) -> None:
+        self._believed[lanes] = self._pool[self._streams.integers(len(self._pool), lanes)]
+
+    def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
+        action = self._env.optimal_action(self._believed)
+        if self._noise is not None:
+            action = self._noise(action, self._epsilon, self._streams, action_mask).action
+        return Decision(action)
+
+    def observe(self, step: Step) -> None:
+        ended = np.flatnonzero(step.ended)
+        if ended.size:
+            self._draw(ended)
+
+
 class _NoisyOptimal:
     """``epsilon`` maps the steps lived since a reset (B,) to the noise; None for none at all (then a box may be unbounded)."""
 
@@ -65,8 +106,7 @@ class _NoisyOptimal:
         self._env, self._streams, self._epsilon = env, streams, epsilon
         self._discrete = isinstance(env.single_action_space, Discrete)
         if epsilon is not None:
-            who = "noise on an optimal policy"
-            self._choices = num_actions(env, who) if self._discrete else bounded_box(env, who)
+            self._noise = action_noise(env, "noise on an optimal policy")
         self._age = np.zeros(env.num_envs, np.int64)  # (B,)
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
@@ -76,10 +116,7 @@ class _NoisyOptimal:
         intended = self._env.optimal_action()
         if self._epsilon is None:
             return Decision(intended, intended, np.zeros(len(intended), np.float32) if self._discrete else None)
-        epsilon = self._epsilon(self._age)
-        if isinstance(self._choices, int):
-            return epsilon_noise(intended, epsilon, self._choices, self._streams, action_mask)
-        return epsilon_noise_in_box(intended, epsilon, self._choices, self._streams)
+        return self._noise(intended, self._epsilon(self._age), self._streams, action_mask)
 
     def observe(self, step: Step) -> None:
         self._age += 1

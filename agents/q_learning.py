@@ -84,7 +84,7 @@ class _QLearner:
             values = np.where(action_mask, values, -np.inf)
         o, progress = self._options, np.minimum(self._age / self._fall, 1)
         epsilon = o.epsilon + (o.epsilon_end - o.epsilon) * progress
-        return epsilon_noise(values.argmax(axis=1), epsilon, self._num_actions, self._streams, action_mask)
+        return epsilon_noise(values.argmax(axis=1), epsilon, self._streams, action_mask, num_actions=self._num_actions)
 
     def observe(self, step: Step) -> None:
         state, next_state = self._state(step.observation), self._state(step.next_observation)

@@ -247,7 +247,7 @@ def _one_hot(index: Array, size: int) -> Array:
     return indicators
 
 
-class _Prepared(VecEnvWrapper):
+class Prepared(VecEnvWrapper):
     """Flat observations for a multi-layer perceptron, actions that count from 0 or lie on [-1, 1], over a family's own spaces."""
 
     def __init__(self, venv: LaneVecEnv, joint: bool, show_paid: bool):
@@ -302,7 +302,7 @@ def train(options: SB3, lane: LaneVecEnv, seed: int, num_steps: int, keep: Calla
 
     It depends on the arguments alone, and leaves the global random state and number of threads as they were.
     """
-    with _apart():
+    with apart():
         model = _make_model(options, lane, seed)
         model.set_logger(Logger(folder=None, output_formats=[]))
         entropy = _Entropy(options.arguments.get("ent_coef"), num_steps)
@@ -311,7 +311,7 @@ def train(options: SB3, lane: LaneVecEnv, seed: int, num_steps: int, keep: Calla
 
 
 def _make_model(options: SB3, lane: LaneVecEnv, seed: int) -> BaseAlgorithm:
-    env: VecEnv = _Prepared(lane, options.observation == "cells", options.show_paid)
+    env: VecEnv = Prepared(lane, options.observation == "cells", options.show_paid)
     normalise = options.observation == "normalised"
     if normalise or options.normalise_reward:
         env = VecNormalize(env, norm_obs=normalise, norm_reward=options.normalise_reward, gamma=options.discount)
@@ -345,10 +345,10 @@ class _Entropy(BaseCallback):
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """The library draws from the global generators of torch, numpy and Python: they are put back afterwards. One thread meanwhile."""
+def apart(num_threads: int = 1) -> Iterator[None]:
+    """The library draws from the global generators of torch, numpy and Python: they and the number of threads are put back afterwards."""
     threads, states = torch.get_num_threads(), (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
     try:
         yield
     finally:

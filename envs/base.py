@@ -158,6 +158,7 @@ class SingleEnv(gym.Env):
                 )
         self.observation_space, self.action_space = self.family.spec.observation_space, self.family.spec.action_space
         self._vec: TaskVectorEnv | None = None
+        self._over = False  # the episode is: the vector environment is already in the next one
         if all(key in self._given for key in task_fields):
             self._vec = self._make_vec()  # wrong values are refused now, not at the first reset
 
@@ -178,6 +179,7 @@ class SingleEnv(gym.Env):
             self._vec = self._make_vec()
             seed = int(self.np_random.integers(2**62))
         observation, info = self._vec.reset(seed=seed)
+        self._over = False
         self._refuse_failure()
         return _only_lane(observation), only_mask(info)
 
@@ -187,7 +189,8 @@ class SingleEnv(gym.Env):
             return None
         if self._vec is None:
             raise gym.error.ResetNeeded("call reset before the first frame")
-        frames = self._vec.render()
+        draw = getattr(self._vec, "render_last", self._vec.render) if self._over else self._vec.render
+        frames = draw()
         assert frames is not None
         return frames[0]
 
@@ -196,7 +199,7 @@ class SingleEnv(gym.Env):
             raise gym.error.ResetNeeded("call reset before the first step")
         observation, reward, terminated, truncated, info = self._vec.step(np.asarray([action]))
         self._refuse_failure()
-        ended = bool(terminated[0] or truncated[0])
+        self._over = ended = bool(terminated[0] or truncated[0])
         true_observation = _only_lane(info["final_obs"] if ended else observation)
         return (
             true_observation,

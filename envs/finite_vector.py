@@ -43,11 +43,12 @@ class FiniteVectorEnv(NativeVectorEnv):
         self._reached = np.nonzero(self._worlds.reached)[1]  # of all worlds, one after the other
         self._num_reached = self._worlds.reached.sum(axis=1)[row]  # (B,)
         self._first_reached = np.searchsorted(np.nonzero(self._worlds.reached)[0], row)  # (B,)
-        self.state = np.zeros(self.num_envs, np.intp)
+        self.state = self._last_state = np.zeros(self.num_envs, np.intp)
         self._asked: Tasks | None = None
         self._asked_steps = np.empty(0)
 
     def _begin(self) -> None:
+        self._last_state = self.state
         self.state = self._first_states(self._lanes)
 
     def _first_states(self, lanes: Array) -> Array:
@@ -77,6 +78,18 @@ class FiniteVectorEnv(NativeVectorEnv):
     def _round_over(self, lanes: Array) -> None:
         """What follows when a round has ended in the lanes (n,)."""
         self.state[lanes] = self._start_states(lanes)
+
+    def render(self) -> tuple[Array, ...]:
+        """A frame of every lane, (rows, columns, 3) uint8."""
+        return self._frames(self.state)
+
+    def render_last(self) -> tuple[Array, ...]:
+        """A frame of where every lane's last episode ended, which is no longer where it is: lanes are reset in the same step."""
+        return self._frames(self._last_state)
+
+    def _frames(self, states: Array) -> tuple[Array, ...]:
+        """Frames of the lanes in these states (B,)."""
+        raise NotImplementedError
 
     def optimal_action(self, tasks: Tasks | None = None) -> Array:
         """(B,) the first step of a shortest way to the next reward."""

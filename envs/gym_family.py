@@ -97,7 +97,7 @@ class GymTaskFamily:
     @cached_property
     def _spec(self) -> FamilySpec:
         task = _keywords(self._example)
-        env = _user_code(f"make_env(**{task})", lambda: self.make_env(**task))
+        env = _user_code(f"make_env(**{task})", lambda: self._made(task))
         limit = self.horizon or (env.spec.max_episode_steps if env.spec is not None else None)
         spaces = env.observation_space, env.action_space
         env.close()
@@ -178,7 +178,15 @@ class GymTaskFamily:
         return GymVectorEnv(self.spec, tasks, self._make_env_of, lane_ids, asynchronous=self.asynchronous)
 
     def _make_env_of(self, task: np.void) -> gym.Env:
-        return self.make_env(**_keywords(task))
+        return self._made(_keywords(task))
+
+    def _made(self, task: dict[str, Any]) -> gym.Env:
+        env = self.make_env(**task)
+        if not isinstance(env, gym.Env):
+            raise UserError(
+                f"make_env of {self.title} gave {env!r}: expected a gymnasium.Env; one of the older gym can be wrapped (gymnasium's shimmy)"
+            )
+        return env
 
     def optimal_return(self, tasks: Tasks) -> Array:
         """(N,) as ``optimal_return_of`` says, else measured with the environments' ``optimal_action``. NaN where there is neither: then

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from traceback import extract_tb
 from typing import Any
 
@@ -76,7 +77,9 @@ class GymVectorEnv(LanesEnv):
         for index, problem in enumerate(self._try(self._envs.get_attr, "problem")):
             if problem is not None:
                 self.close()
-                raise UserError(f"task {index} of {self._family_name} {problem}")
+                task = self.tasks[index]
+                values = ", ".join(f"{name} = {task[name].tolist()}" for name in self.tasks.dtype.names or ())
+                raise UserError(f"task {index} of {self._family_name} {problem} (its task: {shorten(values, 300)})")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.keydoor_posterior import KeyDoorPosterior
 from envs.room import Room, RoomVectorEnv, arrivals, partition
-from icrl.interfaces import Array, Posterior, Split, Tasks, TaskVectorEnv, UserError
+from icrl.interfaces import Array, Posterior, Split, Symmetry, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
 
 
@@ -62,6 +62,22 @@ class KeyDoor(Room):
             keys, doors = np.divmod(rng.choice(self.num_cells**2, self.num_tasks, replace=False), self.num_cells)
         tasks = self.make_tasks(keys, doors)
         return Split(*(tasks[part] for part in partition(np.arange(len(tasks)), self.num_validation, "tasks")))
+
+    def symmetries(self) -> list[Symmetry]:
+        """For augmentation: the room, and its mirror images that make no training task a held-out one (in `radt` of 10x10 four of seven).
+
+        Dark Room has none: there a goal's mirror image often is a goal that is held out.
+        """
+        split = self.split()
+        held_out = np.concatenate([split.validation, split.test])
+
+        def seen(image: Symmetry) -> Tasks:
+            tasks = split.train.copy()
+            for part in ("key", "door"):
+                tasks[part] = image.observation(tasks[part])
+            return tasks
+
+        return [image for image in self.images() if not np.isin(seen(image), held_out).any()]
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
         """Lane i plays ``tasks[i]``. Raises UserError for a key or a door outside the room."""

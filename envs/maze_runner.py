@@ -1,10 +1,12 @@
-"""Maze-Runner: unseen goals in a maze, to be reached in order (Pasukonis et al. 2022; Grigsby et al. 2023; Schmied et al. 2024).
+"""Maze-Runner: unseen goals in a maze, to be reached in order (Grigsby et al. 2023, AMAGO; as RA-DT plays it: Schmied et al. 2024).
 
 Maze, goals and their number are the task, fixed for all its episodes. The agent sees its row and column and, by lidar, the free cells to
 the next wall in eight directions; which goal is next it must remember. A goal that is reached in its turn pays 1, once. The last one, or
 the horizon, ends the episode.
 
-Deviation: mazes are spanning trees of a grid of rooms, drawn here, so tasks are like the published ones, not the same.
+Deviations from RA-DT's environment (read off its public code): mazes are spanning trees of a grid of rooms and goals lie in rooms, there walls
+are grown at random, may leave loops and cells out of reach, stand around an open strip where the agent starts, and goals lie in any free cell; lidar
+looks diagonally, too, there in four directions; there is no action to stay. So tasks are like the published ones, not the same.
 """
 
 from __future__ import annotations
@@ -222,13 +224,14 @@ class MazeRunnerVectorEnv(FiniteVectorEnv):
         lanes = np.flatnonzero(ended)
         if not lanes.size:
             return observation, reward, terminated, truncated, {}
+        self._last_state = self.state.copy()
         self.state[lanes], self._age[lanes] = self._first_states(lanes), 0
         return self._observe(), reward, terminated, truncated, {"final_obs": observation, "_final_obs": ended}
 
-    def render(self) -> tuple[Array, ...]:
-        """A frame of every lane, each (size * 16, size * 16, 3) uint8: the next goal bright green, the other ones dark, the agent red."""
+    def _frames(self, states: Array) -> tuple[Array, ...]:
+        """Each (size * 16, size * 16, 3) uint8: the next goal bright green, the other ones dark, the agent red."""
         frames = []
-        for task, state in zip(self.tasks, self.state, strict=True):
+        for task, state in zip(self.tasks, states, strict=True):
             turn, cell = divmod(int(state), self._size**2)
             picture = (
                 np.where(maze(int(task["maze"]), self._size)[..., None], 80, 230).repeat(3, axis=2).astype(np.uint8)

@@ -267,10 +267,10 @@ class MiniGridVectorEnv(FiniteVectorEnv):
         super().__init__(family.spec, tasks, lane_ids, family.catalogue.locate, random_start=family.begin == "anywhere")
         self._family = family
 
-    def render(self) -> tuple[Array, ...]:
-        """A frame of every lane, each (height * 16, width * 16, 3) uint8. It shows what the agent does not see."""
+    def _frames(self, states: Array) -> tuple[Array, ...]:
+        """Each (height * 16, width * 16, 3) uint8. They show what the agent does not see."""
         frames = []
-        for task, state in zip(self.tasks, self.state, strict=True):
+        for task, state in zip(self.tasks, states, strict=True):
             world = World(self._family, task)
             world.set_state(int(state))
             frames.append(world.get_frame(highlight=world.highlight, tile_size=world.tile_size))

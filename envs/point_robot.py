@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from envs.base import NativeVectorEnv
+from envs.point_robot_posterior import PointRobotPosterior
 from envs.tasks import LISTS, check_least, independent_split
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
@@ -78,8 +79,8 @@ class PointRobot:
         return PointRobotVectorEnv(self, tasks, lane_ids)
 
     def posterior(self, env: TaskVectorEnv) -> Posterior:
-        """Always raises UserError: goals are a continuum, and beliefs here list theirs."""
-        raise UserError("point_robot has no posterior over its goals: choose an agent that does not need one")
+        """Exact belief over goals, uniform over the square before the first step."""
+        return PointRobotPosterior(self, env)
 
     def scattered(self) -> PointRobot:
         """The same tasks, one step per episode from a position uniform over the goals' square."""

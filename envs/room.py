@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.sparse import csr_array
 
 from envs.base import NativeVectorEnv
 from envs.tasks import check_least
-from icrl.interfaces import Array, FamilySpec, Tasks, UserError
+from icrl.interfaces import Array, FamilySpec, Symmetry, Tasks, UserError
 
 NUM_MOVES = 5
 STAY = 4
@@ -142,6 +143,25 @@ class Room:
     def cell_of(self, position: Array) -> Array:
         """(..., 2) row and column -> (...) cell."""
         return position[..., 0].astype(np.intp) * self.width + position[..., 1]
+
+    def images(self) -> list[Symmetry]:
+        """The room as it is and in mirrors along its rows, its columns and, if it is square, its diagonal: 4 or 8."""
+        return [self._image(*mirrors) for mirrors in product((0, 1), (0, 1), (0, 1)[: 1 + (self.height == self.width)])]
+
+    def _image(self, rows: int, columns: int, diagonal: int) -> Symmetry:
+        """Mirror rows and columns, then swap them."""
+        flip, last = np.array([rows, columns], bool), np.array([self.height - 1, self.width - 1])
+        along_rows = np.array([1, 0] if rows else [0, 1])
+        along_columns = np.array([3, 2] if columns else [2, 3])
+        moves = np.concatenate([along_rows, along_columns, [STAY]])
+        if diagonal:
+            moves = np.array([2, 3, 0, 1, STAY])[moves]
+
+        def look(position: Array) -> Array:
+            position = np.where(flip, last - position, position)
+            return position[..., ::-1] if diagonal else position
+
+        return Symmetry(look, moves)
 
     def cells_in_sweep_order(self) -> Array:
         """All cells, column by column, the one where episodes begin last: the order in which explorers break ties."""

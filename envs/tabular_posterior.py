@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special
 
 from icrl.interfaces import Array, Step, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams
@@ -49,16 +48,17 @@ class TabularPosterior:
         self.pays[lanes, reached, (step.reward > 0).astype(np.intp)] += 1
 
     def sample(self, streams: LaneStreams, lanes: Array) -> Tasks:
-        """One task (n,) for each of the lanes (n,), by inverse distribution functions (a Dirichlet row is a row of gamma draws, normalised)."""
-        family, moves, pays = self._family, self.moves[lanes], self.pays[lanes]
-        levels = streams.uniform(moves[0].size + family.num_states, lanes)  # (n, S A S + S)
-        move_levels, pay_levels = np.split(levels, [moves[0].size], axis=1)
-        weights = special.gammaincinv(family.transition_concentration + moves, move_levels.reshape(moves.shape))
-        pays_not, pays_one = pays[..., 0], pays[..., 1]
+        """One task (n,) for each of the lanes (n,): a generator per lane, seeded by its stream (a Dirichlet row is gamma draws, normalised)."""
+        family = self._family
+        shapes = family.transition_concentration + self.moves[lanes]  # (n, S, A, S)
         a, b = family.reward_prior
-        return family.make_tasks(
-            weights / weights.sum(axis=3, keepdims=True), special.betaincinv(a + pays_one, b + pays_not, pay_levels)
-        )
+        pays_not, pays_one = (self.pays[lanes, :, paid] for paid in (0, 1))  # (n, S)
+        weights, probs = np.empty(shapes.shape), np.empty(pays_one.shape)
+        for lane, seed in enumerate(streams.integers(2**53, lanes).tolist()):
+            rng = np.random.Generator(np.random.SFC64(seed))
+            weights[lane] = rng.standard_gamma(shapes[lane])
+            probs[lane] = rng.beta(a + pays_one[lane], b + pays_not[lane])
+        return family.make_tasks(weights / weights.sum(axis=3, keepdims=True), probs)
 
     def refuted(self, tasks: Tasks) -> Array:
         """(B,) False: a step makes tasks improbable, never impossible."""

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces.utils import flatdim
+from gymnasium.vector import AutoresetMode
 
-from envs.base import only_mask
+from envs.base import LanesEnv, NativeVectorEnv, check_seed, only_mask
 from icrl.interfaces import Array, Family, FamilySpec, Observation, Tasks, TaskVectorEnv, UserError
 
 
@@ -43,6 +45,53 @@ class TrialEncoding:
         return np.concatenate([seen, done, np.stack([reward, ended], axis=1).astype(np.float32)], axis=1)
 
 
+class _Trials:
+    """Trials of B lanes side by side, each of a task of its own. Episodes must end in all lanes at once, as those of native families do."""
+
+    def __init__(self, family: Family, tasks: Tasks, episodes: int, num_lanes: int):
+        if len(tasks) == 0 or episodes < 1:
+            raise UserError(f"a trial got {len(tasks)} tasks and {episodes} episodes: expected at least one of each")
+        self.encoding = TrialEncoding(family.spec)
+        self._family, self._tasks, self._episodes, self._num_lanes = family, tasks, episodes, num_lanes
+        self._env: TaskVectorEnv | None = None
+        self.over = True
+        self.returns: list[Array] = []  # (B,) of each episode that has begun
+
+    def begin(self, rng: np.random.Generator) -> tuple[Array, Array, dict[str, Any]]:
+        """Draw a task for every lane and begin its first episode: observations (B, D), the tasks' indices (B,), the environment's info."""
+        self.close()
+        index = rng.integers(len(self._tasks), size=self._num_lanes)
+        self._env = self._family.make_vec(self._tasks[index])
+        observation, info = self._env.reset(seed=int(rng.integers(2**62)))
+        self._refuse_failure(self._env)
+        self.returns, self.over = [np.zeros(self._num_lanes)], False
+        return self.encoding.start(observation), index, info
+
+    def step(self, actions: Array) -> tuple[Array, Array, dict[str, Any]]:
+        """One step of every lane -> observations (B, D), true last ones where the trial is ``over``; rewards (B,); the environment's info."""
+        if self._env is None or self.over:
+            raise gym.error.ResetNeeded("call reset before the first step, and after a trial is over")
+        observation, reward, terminated, truncated, info = self._env.step(actions)
+        self._refuse_failure(self._env)
+        self.returns[-1] = self.returns[-1] + reward
+        ended = terminated | truncated
+        assert ended.all() or not ended.any(), "episodes of these lanes end together"
+        self.over = bool(ended[0]) and len(self.returns) == self._episodes
+        seen = self.encoding.after(info["final_obs"] if self.over else observation, actions, reward, ended)
+        if ended[0] and not self.over:
+            self.returns.append(np.zeros(self._num_lanes))
+        return seen, np.asarray(reward, np.float32), info
+
+    def _refuse_failure(self, env: TaskVectorEnv) -> None:
+        for lane, reason in getattr(env, "failed", {}).items():
+            raise UserError(f"the environment of task {env.tasks[lane]} of {self._family.spec.name} {reason}")
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
 class TrialEnv(gym.Env):
     """One trial per Gymnasium episode: a task drawn from ``tasks``, ``episodes`` episodes of it, then ``terminated``.
 
@@ -63,14 +112,9 @@ class TrialEnv(gym.Env):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, family: Family, tasks: Tasks, episodes: int):
-        if len(tasks) == 0 or episodes < 1:
-            raise UserError(f"a trial got {len(tasks)} tasks and {episodes} episodes: expected at least one of each")
-        self.family, self.tasks, self.episodes = family, tasks, episodes
-        self.encoding = TrialEncoding(family.spec)
+        self._trials = _Trials(family, tasks, episodes, num_lanes=1)
+        self.family, self.tasks, self.episodes, self.encoding = family, tasks, episodes, self._trials.encoding
         self.observation_space, self.action_space = self.encoding.space, family.spec.action_space
-        self._env: TaskVectorEnv | None = None
-        self._over = True
-        self._returns: list[float] = []
 
     @property
     def max_steps(self) -> int:
@@ -80,38 +124,67 @@ class TrialEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin a trial of a new task; ``info["task"]`` is its index in ``tasks``."""
         super().reset(seed=seed)
-        self.close()
-        index = int(self.np_random.integers(len(self.tasks)))
-        self._env = self.family.make_vec(self.tasks[index : index + 1])
-        observation, info = self._env.reset(seed=int(self.np_random.integers(2**62)))
-        self._refuse_failure()
-        self._returns, self._over = [0.0], False
-        return self.encoding.start(observation)[0], {"task": index} | only_mask(info)
+        seen, index, info = self._trials.begin(self.np_random)
+        return seen[0], {"task": int(index[0])} | only_mask(info)
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        if self._env is None or self._over:
-            raise gym.error.ResetNeeded("call reset before the first step, and after a trial is over")
-        actions = np.asarray(action)[None]
-        observation, reward, terminated, truncated, info = self._env.step(actions)
-        self._refuse_failure()
-        self._returns[-1] += float(reward[0])
-        ended = terminated | truncated
-        self._over = over = bool(ended[0]) and len(self._returns) == self.episodes
-        told = {"episode_returns": np.array(self._returns)} if over else only_mask(info)
-        seen = self.encoding.after(info["final_obs"] if over else observation, actions, reward, ended)[0]
-        if ended[0] and not over:
-            self._returns.append(0.0)
-        return seen, float(reward[0]), over, False, told
-
-    def _refuse_failure(self) -> None:
-        for reason in getattr(self._env, "failed", {}).values():
-            assert self._env is not None
-            raise UserError(f"the environment of task {self._env.tasks[0]} of {self.family.spec.name} {reason}")
+        seen, reward, info = self._trials.step(np.asarray(action)[None])
+        over = self._trials.over
+        told = {"episode_returns": np.concatenate(self._trials.returns)} if over else only_mask(info)
+        return seen[0], float(reward[0]), over, False, told
 
     def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        self._trials.close()
+
+
+class TrialVecEnv(LanesEnv):
+    """``TrialEnv`` in ``num_envs`` lanes: a lane whose trial is over begins one of another task in the same step.
+
+    Lanes of a native family are one vector environment, since their trials end together; of other families every lane has its own. One
+    lane seeded alike plays what a ``TrialEnv`` does. ``episode_returns`` (B, episodes) are those of the lanes' last complete trials,
+    NaN before. Raises what ``TrialEnv`` does.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(self, family: Family, tasks: Tasks, episodes: int, num_envs: int):
+        encoding, actions = TrialEncoding(family.spec), family.spec.action_space
+        spec = FamilySpec(f"trials of {family.spec.name}", encoding.space, actions, episodes * family.spec.horizon)
+        super().__init__(spec, np.resize(tasks, num_envs if len(tasks) else 0))
+        together = isinstance(family.make_vec(tasks[:1]), NativeVectorEnv)
+        size = num_envs if together else 1
+        self._lanes = [slice(first, first + size) for first in range(0, num_envs, size)]
+        self._trials = [_Trials(family, tasks, episodes, size) for _ in self._lanes]
+        self.episode_returns = np.full((num_envs, episodes), np.nan)
+        self._rng: np.random.Generator | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin a trial in every lane; ``seed`` renews the draws of tasks and all that is random in them."""
+        check_seed(seed)
+        if seed is not None or self._rng is None:
+            self._rng = np.random.default_rng(seed)
+        return np.concatenate([trials.begin(self._rng)[0] for trials in self._trials]), {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        if self._rng is None:
+            raise gym.error.ResetNeeded("call reset before the first step")
+        num, width = self.num_envs, flatdim(self.single_observation_space)
+        final, reward, over = np.zeros((num, width), np.float32), np.zeros(num, np.float32), np.zeros(num, bool)
+        for lanes, trials in zip(self._lanes, self._trials, strict=True):
+            final[lanes], reward[lanes], _ = trials.step(actions[lanes])
+            over[lanes] = trials.over
+        if not over.any():
+            return final, reward, over, np.zeros_like(over), {}
+        seen = final.copy()
+        for lanes, trials in zip(self._lanes, self._trials, strict=True):
+            if trials.over:
+                self.episode_returns[lanes] = np.stack(trials.returns, axis=1)
+                seen[lanes] = trials.begin(self._rng)[0]
+        return seen, reward, over, np.zeros_like(over), {"final_obs": final, "_final_obs": over}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for trials in self._trials:
+            trials.close()
 
 
 def _bounds(space: gym.Space) -> list[tuple[Array | float, Array | float]]:

@@ -78,6 +78,12 @@ class ModelConfig:
     """Rotary positions over the window. Off: no positions."""
     episode_embedding: bool = True
     """Add embeddings of the episode within the window and of the step within the episode (layout `step`)."""
+    previous_observation: bool = False
+    """Layout `step`: each token also carries what the step before it started from, so that it holds a whole transition, as in layout `transition`: right
+    where dynamics must be learned in context."""
+    episode_return: bool = False
+    """Add an embedding of the return of the running episode so far (layout `step`): what the rewards of an episode add up to need not be
+    found by attention. Right where an episode has parts, as a key and then a door."""
     exact_set: bool = False
     """Layout `transition`: context tokens see only themselves, so that the order of the context provably does not matter."""
     dropout: float = 0.0
@@ -103,6 +109,8 @@ class ObjectiveConfig:
     """AD: label smoothing of the action loss."""
     intended_labels: bool = True
     """AD: learn the action that the source meant, where it is known, instead of the executed (noisy) one."""
+    symmetries: bool = False
+    """Turn and mirror each training window at random, where the family knows its symmetries: few training tasks count several times."""
     start_fraction: float = 0.7
     """Share of training windows that start at the beginning of a history; the rest start at any episode of it."""
     num_queries: int = 0
@@ -147,6 +155,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class RL2Config:
+    """RL² (Duan et al. 2016; Wang et al. 2016), a baseline: recurrent PPO trained on whole trials of the training tasks. Needs sb3-contrib."""
+
+    steps: int = 0
+    """Environment steps of training, all lanes together; 0: none."""
+    episodes: int = 10
+    """Episodes of one task in a trial, through which the memory lasts."""
+    num_envs: int = 64
+    """Lanes: trials that are played side by side."""
+    rollout_steps: int = 40
+    """Steps of every lane between two updates, through which gradients flow; 0: a whole trial."""
+    width: int = 128
+    """Units of the LSTM."""
+    learning_rate: float = 1e-3
+    """Step size of Adam; it falls linearly to a tenth."""
+    gamma: float = 0.97
+    """Discount per step, through a whole trial."""
+    gae_lambda: float = 0.95
+    """How far advantages look ahead."""
+    entropy: float = 0.05
+    """Weight of the entropy of actions; it falls linearly to 0."""
+    epochs: int = 4
+    """Passes over the steps of an update."""
+    batch_lanes: int = 16
+    """Lanes per gradient step."""
+    reward_scale: float = 10.0
+    """The learner's rewards are divided by this: right where the discounted sum of those to come is of the order of 1 afterwards."""
+    checkpoint_every: int = 100_000
+    """Steps between two checkpoints; each is played on validation tasks, and the best is what acts."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Held-out evaluation, weights frozen."""
 
@@ -172,7 +212,7 @@ class EvaluateConfig:
     """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
     baselines: tuple[str, ...] = ("random", "optimal", "source")
     """Sources to evaluate beside the agent (see `icrl list sources`); `source` stands for those that left the recipe's histories, with
-    their options."""
+    their options, `rl2` for the run's own RL² policy."""
     posterior_pulls: int = 0
     """Bernoulli bandits: also compare the agent with the exact posterior in every count state up to this many pulls."""
     hide_rewards: bool = True
@@ -194,5 +234,6 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    rl2: RL2Config = field(default_factory=RL2Config)
     evaluations: tuple[EvaluateConfig, ...] = (EvaluateConfig(),)
     """Evaluations at the end of the run."""

@@ -15,6 +15,7 @@ class Context:
         self.columns: dict[str, Observation] = {}
         self.lengths = np.zeros(lanes, np.int64)  # (B,) transitions held
         self.episode_step = np.zeros(lanes, np.int64)  # (B,) steps of the running episode so far
+        self.episode_return = np.zeros(lanes, np.float32)  # (B,) what its rewards add up to
 
     def _allocate(self, step: Step) -> None:
         def empty(array: Array) -> Array:
@@ -25,6 +26,7 @@ class Context:
             self.columns[name] = map_observation(empty, getattr(step, name))
         self.columns["ended"] = np.zeros((len(self.lengths), self.window), bool)
         self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
+        self.columns["episode_return"] = np.zeros((len(self.lengths), self.window), np.float32)
 
     def append(self, step: Step) -> None:
         """Add one transition to every lane."""
@@ -39,6 +41,7 @@ class Context:
             "next_observation": step.next_observation,
             "ended": step.ended,
             "episode_step": self.episode_step,
+            "episode_return": self.episode_return,
         }
         for name, value in values.items():
 
@@ -48,11 +51,13 @@ class Context:
             map_observation(write, self.columns[name], value)
         self.lengths += 1
         self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
+        self.episode_return = np.where(step.ended, 0, self.episode_return + step.reward).astype(np.float32)
 
     def forget(self, lanes: Array) -> None:
         """Empty some lanes."""
         self.lengths[lanes] = 0
         self.episode_step[lanes] = 0
+        self.episode_return[lanes] = 0
 
     def drop_oldest(self, lane: int, needed: int, whole_episodes: bool) -> None:
         """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free."""

@@ -42,7 +42,7 @@ AgentFactory: TypeAlias = Callable[[Family, TaskVectorEnv, LaneStreams, int], Ag
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What one agent did. ``note`` says how a control was made; ``privileged`` what it knows that an agent may not."""
+    """What one agent did. ``note`` says how a control was made or a baseline trained; ``privileged`` what it knows that an agent may not."""
 
     name: str
     role: str  # "agent", "baseline" or "control"
@@ -85,12 +85,13 @@ def evaluate(
     primary: str = "agent",
     context_agents: Mapping[str, AgentFactory] | None = None,
     privileged: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
     trackers: Mapping[str, TrackerFactory] = TRACKERS,
     progress: bool = True,
 ) -> Evaluation:
     """Roll all ``agents`` out on the tasks of a split; with ``config.hide_rewards`` also the primary one without rewards.
 
-    ``privileged`` tells for some names what they know beyond the context. Offline (``config.mode``), each lane's context of
+    ``privileged`` tells for some names what they know beyond the context, ``notes`` how they were trained. Offline (``config.mode``), each lane's context of
     ``config.context_size`` transitions is left by ``context_agents[config.context]`` ("random" acts in ``family.scattered()``), is
     the same for every agent, and one episode is rolled on it. Raises UserError for contradictory options, before any work.
     """
@@ -102,11 +103,11 @@ def evaluate(
     contexts = (
         [run.context(seed, (context_agents or {})[config.context]) for seed in config.seeds] if run.offline else []
     )
-    notes = privileged or {}
-    results = {}
+    knows, trained, results = privileged or {}, notes or {}, {}
     for name, factory in agents.items():
         role = "agent" if name == primary else "baseline"
-        results[name] = run.agent(name, role, factory, name, contexts, privileged=notes.get(name))
+        known, note = knows.get(name), trained.get(name, "")
+        results[name] = run.agent(name, role, factory, name, contexts, note=note, privileged=known)
     hidden = f"{primary}, rewards hidden" if config.hide_rewards else None
     if hidden:
         zero_share = zero_reward_share(family, tasks, root_seed)

@@ -74,7 +74,7 @@ _AGENT = _object(
         "enum": ["agent", "baseline", "control"],
         "description": "the evaluated agent, a comparison, or the hidden-rewards control",
     },
-    note=_value("string", "how a control was made, else empty"),
+    note=_value("string", "how a control was made or a baseline trained, else empty"),
     privileged=_value("string", "what it knows beyond the context; null for a fair row", optional=True),
     return_by_episode=_curve("return of episode 1, 2, ..., undiscounted"),
     mean_return=_estimate("return per episode, mean of all episodes"),

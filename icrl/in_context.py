@@ -157,6 +157,7 @@ class InContextAgent:
             if length:
                 self.context.columns["ended"][:, length - 1] = True
             self.context.episode_step[:] = 0
+            self.context.episode_return[:] = 0
         self._reread(np.arange(batch))
         self._pending[:] = False
         self._fixed = True
@@ -167,7 +168,7 @@ class InContextAgent:
             raise UserError("there is no context to save: call reset(number of lanes) first")
         if not Path(path).parent.is_dir():
             raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
-        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step")}
+        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step", "episode_return")}
         arrays |= {
             "counters": self.streams.counters,
             "fixed": np.array(self._fixed),
@@ -207,13 +208,14 @@ class InContextAgent:
         columns: dict[str, Observation] = {}
         if "columns/reward" in saved:
             space = self.policy.spec.observation_space
-            for name in ("action", "reward", "ended", "episode_step"):
+            for name in ("action", "reward", "ended", "episode_step", "episode_return"):
                 columns[name] = saved[f"columns/{name}"]
             for name in ("observation", "next_observation"):
                 columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
         self.reset(len(lengths))
         self.context.columns = columns
         self.context.lengths, self.context.episode_step = lengths, episode_step
+        self.context.episode_return = saved["episode_return"]
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
 
@@ -307,7 +309,9 @@ class InContextAgent:
             shift(columns["action"]),
             shift(columns["reward"]),
             shift(columns["ended"]),
+            map_observation(shift, columns["observation"]),
             map_observation(shift, columns["next_observation"]),
+            columns["episode_return"],
         )
         episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
         self.policy.step_cached(
@@ -324,9 +328,9 @@ class InContextAgent:
             return torch.as_tensor(np.asarray(array)[:, None], device=device)
 
         if context.columns:
-            action, reward, ended, final = (
+            action, reward, ended, before, final = (
                 map_observation(lambda a: now(a[lanes, last]), context.columns[name])
-                for name in ("action", "reward", "ended", "next_observation")
+                for name in ("action", "reward", "ended", "observation", "next_observation")
             )
             longest = int(context.lengths.max())
             episode = context.episodes(lanes, longest)[:, -1]
@@ -334,8 +338,9 @@ class InContextAgent:
             space = self.policy.spec.action_space
             action = now(np.zeros((self.num_lanes, *(space.shape or ())), space.dtype) + getattr(space, "start", 0))
             reward, ended = now(np.zeros(self.num_lanes, np.float32)), now(np.zeros(self.num_lanes, bool))
-            final, episode = map_observation(now, observation), np.zeros(self.num_lanes, np.int64)
-        previous = Previous(now(context.lengths > 0), action, reward, ended, final)
+            before = final = map_observation(now, observation)
+            episode = np.zeros(self.num_lanes, np.int64)
+        previous = Previous(now(context.lengths > 0), action, reward, ended, before, final, now(context.episode_return))
         output = self.policy.step_cached(
             map_observation(now, observation), previous, now(episode), now(context.episode_step), self.cache
         )

@@ -125,6 +125,13 @@ class FamilySpec:
     """Longest possible episode, in steps."""
 
 
+class Symmetry(NamedTuple):
+    """A way to see a family in a mirror: what it makes of a task is a task of the family, though episodes may begin elsewhere."""
+
+    observation: Callable[[Array], Array]  # observations (n, ...) -> (n, ...)
+    actions: Array  # (A,) int: what becomes of each action, which is an index
+
+
 class Split(NamedTuple):
     """Disjoint tasks: trained on, chosen on, reported on."""
 
@@ -179,6 +186,9 @@ class Family(Protocol):
     def scattered(self) -> Family:
         """The same tasks with every episode one step long from a uniformly drawn state: uniform (o, a) transitions."""
         ...
+
+
+# A family may also have ``symmetries() -> Sequence[Symmetry]``, for augmentation (icrl/data/symmetry.py).
 
 
 class Source(Protocol):

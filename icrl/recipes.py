@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from icrl.config import (
     TrainConfig,
 )
 from icrl.interfaces import UserError
-from icrl.registry import nearest
+from icrl.registry import import_named, nearest
 
 
 def quickstart() -> Recipe:
@@ -235,12 +234,12 @@ def keydoor() -> Recipe:
             num_histories=16_384,
             steps_per_history=700,
         ),
-        model=ModelConfig(window=300, width=96, num_layers=4, num_heads=4, head_width=32),
-        objective=ObjectiveConfig("ad", start_fraction=0.4),
+        model=ModelConfig(window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True),
+        objective=ObjectiveConfig("ad", start_fraction=0.4, symmetries=True),
         train=TrainConfig(
-            steps=1200, learning_rate=2e-3, validate_every=200, validation_episodes=8, validation_lanes=70
+            steps=900, learning_rate=2e-3, validate_every=300, validation_episodes=8, validation_lanes=70
         ),
-        evaluations=(EvaluateConfig(episodes=40, lanes=200, baselines=baselines),),
+        evaluations=(EvaluateConfig(episodes=40, lanes=100, baselines=baselines),),
     )
 
 
@@ -291,7 +290,7 @@ def point_robot() -> Recipe:
             sources=(
                 SourceConfig("uniform"),
                 SourceConfig("uniform", scattered=True),
-                SourceConfig("optimal", {"epsilon": 0.3}),
+                SourceConfig("sample_and_hold", {"epsilon": 0.2}, weight=2.0),
             ),
             num_histories=20_000,
             steps_per_history=60,
@@ -306,16 +305,86 @@ def point_robot() -> Recipe:
             rotary=False,
             episode_embedding=False,
         ),
-        objective=ObjectiveConfig("dpt", start_fraction=1.0, privileged_sources=(2,)),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0),
         train=TrainConfig(
-            steps=2000,
+            steps=6000,
             batch_size=64,
             learning_rate=2e-3,
-            validate_every=500,
+            final_learning_rate=0.01,
+            validate_every=1000,
             validation_episodes=3,
-            validation_lanes=50,
+            validation_lanes=100,
         ),
-        evaluations=(EvaluateConfig(episodes=10, lanes=200),),
+        evaluations=(
+            EvaluateConfig(episodes=10, lanes=200, baselines=("random", "optimal", "source", "sample_and_hold")),
+        ),
+    )
+
+
+def tabular() -> Recipe:
+    """Decision-Pretrained Transformer on random tabular MDPs: dynamics and rewards learned in context, beside posterior sampling (PSRL)."""
+    horizon = 20
+    return Recipe(
+        name="tabular",
+        description=_first_line(tabular),
+        family=FamilyConfig("tabular", {"horizon": horizon, "num_train_tasks": 40_000}),
+        collect=CollectConfig(
+            sources=(
+                SourceConfig("uniform"),
+                SourceConfig("sample_and_hold", {"hold": horizon}, weight=3.0),  # a sample for each episode: PSRL
+            ),
+            num_histories=40_000,
+            steps_per_history=10 * horizon,
+            shard_histories=1000,
+        ),
+        model=ModelConfig(
+            window=10 * horizon, width=96, num_layers=4, num_heads=4, rotary=False, previous_observation=True
+        ),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0),
+        train=TrainConfig(
+            steps=1500,
+            learning_rate=2e-3,
+            validate_every=250,
+            validation_episodes=10,
+            validation_lanes=100,
+        ),
+        evaluations=(
+            EvaluateConfig(episodes=10, lanes=500, baselines=("random", "optimal", "source", "posterior_sampling")),
+        ),
+    )
+
+
+def cheetah_vel() -> Recipe:
+    """Decision-Pretrained Transformer on HalfCheetah-Vel (after T2MIR): run at a velocity that only rewards tell."""
+    return Recipe(
+        name="cheetah-vel",
+        description=_first_line(cheetah_vel),
+        family=FamilyConfig("half_cheetah_vel"),
+        collect=CollectConfig(
+            sources=(SourceConfig("misled", {"epsilon": 0.1}, weight=3.0), SourceConfig("uniform")),
+            num_histories=2400,
+            steps_per_history=200,
+            shard_histories=60,
+        ),
+        model=ModelConfig(
+            layout="transition",
+            window=200,
+            width=64,
+            num_layers=3,
+            num_heads=4,
+            rotary=False,
+            episode_embedding=False,
+        ),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=100),
+        train=TrainConfig(
+            steps=1500,
+            batch_size=32,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=2,
+            validation_lanes=20,
+        ),
+        evaluations=(EvaluateConfig(episodes=5, lanes=40),),
     )
 
 
@@ -359,6 +428,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "minigrid-empty": minigrid_empty,
     "minigrid-doors": minigrid_doors,
     "point-robot": point_robot,
+    "tabular": tabular,
+    "cheetah-vel": cheetah_vel,
     "smoke": smoke,
 }
 
@@ -377,13 +448,7 @@ def load_recipe(name: str) -> Recipe:
 
 def _load_function(name: str) -> Recipe:
     module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise  # the user's module exists, and something that it imports does not
-        raise UserError(f"recipe {name!r}: there is no module {module_name!r} here or among the packages") from None
-    function = getattr(module, function_name, None)
+    function = getattr(import_named(module_name, "recipe", name), function_name, None)
     if not callable(function):
         raise UserError(f"recipe {name!r}: {module_name} has no function {function_name!r}")
     try:

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Literal
 
 from icrl.interfaces import Family, Source, UserError
@@ -33,6 +35,32 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
+def import_named(module_name: str, kind: str, name: str) -> types.ModuleType:
+    """The module of a thing called ``name``. Raises UserError where there is none, or where it raises anything while it is imported."""
+    try:
+        return import_module(module_name)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # somebody else's module
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise UserError(
+                f"cannot import {kind} '{name}' ({error}): check that its module is on the Python path"
+            ) from None
+        raise UserError(
+            f"cannot import {kind} '{name}': {module_name} raised {type(error).__name__} at {_place(error)}: {error}; install what it needs, or "
+            "repair it"
+        ) from None
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the user's code where an error arose."""
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename or '?').name}:{error.lineno}"
+    frame = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")][-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
 def find_class(kind: str, name: str, builtin: dict[str, str], group: str) -> type:
     """The class called ``name``, or named as "module:Class". Raises UserError where there is none."""
     names = known_names(builtin, group)
@@ -40,14 +68,10 @@ def find_class(kind: str, name: str, builtin: dict[str, str], group: str) -> typ
     module_name, _, class_name = target.partition(":")
     if not (module_name and class_name):
         raise UserError(f"unknown {kind} '{name}': {nearest(name, names)} (your own: module:Class)")
-    try:
-        found = getattr(import_module(module_name), class_name)
-    except ImportError as error:
-        raise UserError(
-            f"cannot import {kind} '{name}' ({error}): check that its module is on the Python path"
-        ) from None
-    except AttributeError:
-        raise UserError(f"module {module_name} has no class {class_name}: correct the name of the {kind}") from None
+    module = import_named(module_name, kind, name)
+    if not hasattr(module, class_name):
+        raise UserError(f"module {module_name} has no class {class_name}: correct the name of the {kind}")
+    found = getattr(module, class_name)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind} '{name}' is not a dataclass: give a frozen dataclass whose fields are its options")
     missing = sorted(

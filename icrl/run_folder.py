@@ -30,6 +30,7 @@ OUR_NAMES = (
     "metrics.csv",
     "tensorboard",
     "checkpoints",
+    "rl2",
     "evaluation.json",
     "evaluation-*.npz",
     "report",
@@ -37,8 +38,8 @@ OUR_NAMES = (
     ".*.partial",  # a file that is being written
 )
 """Patterns of everything that a run folder may hold at its top."""
-FREE_FIELDS = ("name", "description", "evaluations", "collect.workers")
-"""Fields of a recipe that change nothing in a training: they may differ when it goes on."""
+FREE_FIELDS = ("name", "description", "evaluations", "collect.workers", "rl2")
+"""Fields of a recipe that change nothing in the policy's training: they may differ when it goes on."""
 
 
 def check(run: Path, recipe: Recipe) -> None:

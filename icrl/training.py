@@ -28,6 +28,7 @@ from icrl.checkpoint import CheckpointState, Progress
 from icrl.config import Recipe
 from icrl.data.sampling import Window, WindowSampler
 from icrl.data.store import HistoryStore
+from icrl.data.symmetry import symmetries_of
 from icrl.evaluation import run_episodes
 from icrl.in_context import InContextAgent
 from icrl.interfaces import Array, Family, Split, UserError
@@ -126,6 +127,7 @@ class _Training:
             recipe.model.window,
             start_fraction=recipe.objective.start_fraction,
             keep_every=recipe.objective.keep_every,
+            symmetries=symmetries_of(family) if recipe.objective.symmetries else (),
             seed=recipe.seed,
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents import make_source, source_class
@@ -16,12 +18,14 @@ CONTEXT_SOURCES = {"random": SourceConfig("uniform", scattered=True), "expert": 
 """Who leaves the context, by ``EvaluateConfig.context``."""
 
 
-def baseline_sources(recipe: Recipe, config: EvaluateConfig) -> dict[str, SourceConfig]:
+def baseline_sources(recipe: Recipe, config: EvaluateConfig, run: Path | None = None) -> dict[str, SourceConfig]:
     """The baselines by the name of their row: "source" becomes the recipe's sources that are not there by name already.
 
-    Those that ``left_out`` names are no agents and have no row.
+    "rl2" is the policy in the folder ``run``. Those that ``left_out`` names are no agents and have no row.
     """
     rows = {name: SourceConfig(name) for name in config.baselines if name != "source"}
+    if "rl2" in rows and run is not None:
+        rows["rl2"] = SourceConfig("rl2", {"run": str(run)})
     if "source" in config.baselines:
         for source in recipe.collect.sources:
             if drives_itself(source):
@@ -41,6 +45,12 @@ def left_out(recipe: Recipe, config: EvaluateConfig) -> list[str]:
         for source in recipe.collect.sources
         if drives_itself(source)
     ]
+
+
+def source_notes(rows: Mapping[str, SourceConfig]) -> dict[str, str]:
+    """What trained sources say of their training (``note``), by the name of their row."""
+    trained = {row: source for row, source in rows.items() if hasattr(source_class(source.name), "note")}
+    return {row: make_source(source.name, **source.options).note for row, source in trained.items()}  # type: ignore[attr-defined]
 
 
 def baseline_factory(source: SourceConfig, greedy: bool | None = None) -> AgentFactory:

@@ -179,7 +179,9 @@ def _re_encoding(policy: Any, window: int, horizon: int, device: str, repeats: i
     row = torch.zeros((*shape, 2), dtype=torch.int64, device=device)
     off = torch.zeros(shape, dtype=torch.bool, device=device)
     index = torch.arange(window, device=device).expand(shape)
-    previous = Previous(off, torch.zeros(shape, dtype=torch.int64, device=device), off.float(), off, row)
+    previous = Previous(
+        off, torch.zeros(shape, dtype=torch.int64, device=device), off.float(), off, row, row, off.float()
+    )
 
     @torch.no_grad()
     def work() -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agents import make_source
 from agents.collect import play
+from agents.rl2 import check_playable
 from envs import make_family
 from icrl.config import EvaluateConfig, Recipe, SourceConfig
 from icrl.data.store import HistoryStore
@@ -29,7 +31,7 @@ def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
     if recipe.seed < 0:
         raise UserError(f"--seed {recipe.seed}: expected at least 0")
     family = make_family(recipe.family.name, **recipe.family.options) if family is None else family
-    for check in (_collection, _model, _training):
+    for check in (_collection, _model, _training, _rl2):
         for problem in check(recipe, family):
             raise UserError(problem)
     tasks, steps = family.split().train, recipe.collect.steps_per_history
@@ -40,8 +42,16 @@ def check_recipe(recipe: Recipe, family: Family | None = None) -> Family:
     return family
 
 
-def check_evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family | None = None, where: str = "") -> None:
-    """Raise UserError if this evaluation of the recipe's policy cannot be done; ``family`` is the recipe's."""
+def check_rl2(recipe: Recipe, family: Family) -> None:
+    """Raise UserError where RL² cannot be trained as the recipe says."""
+    for problem in _rl2(recipe, family):
+        raise UserError(problem)
+
+
+def check_evaluation(
+    evaluation: EvaluateConfig, recipe: Recipe, family: Family | None = None, where: str = "", run: Path | None = None
+) -> None:
+    """Raise UserError if this evaluation of the recipe's policy cannot be done; ``family`` is the recipe's, ``run`` holds what was trained."""
     prefix = f"--{where}." if where else "--"
     if evaluation.family is not None or family is None:
         trained = make_family(recipe.family.name, **recipe.family.options)
@@ -51,7 +61,13 @@ def check_evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family 
     for problem in _evaluation(evaluation, recipe, family, prefix):
         raise UserError(problem)
     tasks, steps = split_tasks(family, evaluation.split), evaluation.episodes * family.spec.horizon
-    for row, source in baseline_sources(recipe, evaluation).items():
+    for row, source in baseline_sources(recipe, evaluation, run).items():
+        if source.name == "rl2" and not source.options:
+            if recipe.rl2.steps == 0:
+                raise UserError(
+                    f"{prefix}baselines rl2: this recipe trains no RL² policy: pass --rl2.steps 1000000, say"
+                )
+            continue  # there will be one
         _try_out(f"{prefix}baselines {row}", source, family, tasks, steps, evaluation.greedy)
     if evaluation.mode == "offline":
         context = evaluation.context
@@ -202,6 +218,25 @@ def _training(recipe: Recipe, family: Family) -> Iterator[str]:
         yield f"--train.beta2 {train.beta2}: expected 0 <= beta2 < 1"
     if len(family.split().validation) == 0:
         yield "the family's split leaves no validation tasks, on which the checkpoint is chosen: change its options"
+
+
+def _rl2(recipe: Recipe, family: Family) -> Iterator[str]:
+    rl2 = recipe.rl2
+    if rl2.steps < 0 or rl2.rollout_steps < 0:
+        name = "steps" if rl2.steps < 0 else "rollout_steps"
+        yield f"--rl2.{name.replace('_', '-')} {getattr(rl2, name)}: expected at least 0"
+    yield from _positive(rl2, "rl2.", "episodes", "num_envs", "width", "epochs", "batch_lanes", "checkpoint_every")
+    if rl2.num_envs % rl2.batch_lanes:
+        yield f"--rl2.batch-lanes {rl2.batch_lanes}: expected a divisor of --rl2.num-envs {rl2.num_envs}"
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(rl2, name) <= 1:
+            yield f"--rl2.{name.replace('_', '-')} {getattr(rl2, name)}: expected 0 to 1"
+    if not 0 < rl2.learning_rate < 1:
+        yield f"--rl2.learning-rate {rl2.learning_rate}: expected more than 0 and less than 1"
+    if rl2.entropy < 0 or not rl2.reward_scale > 0:
+        yield f"--rl2.entropy {rl2.entropy} and --rl2.reward-scale {rl2.reward_scale}: expected at least 0, and more than 0"
+    if rl2.steps:
+        check_playable(family.spec)
 
 
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:

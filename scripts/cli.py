@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run",
     "collect": "collect",
     "train": "train",
+    "rl2": "rl2",
     "evaluate": "evaluate",
     "report": "report",
     "list": "list_names",
@@ -37,6 +38,7 @@ Every field of a recipe can be overridden, e.g. --train.steps 2000 --model.width
   one step at a time
     collect RECIPE    histories of the recipe's sources on its training tasks   -> a data folder
     train RECIPE      a policy on such histories                                -> a run folder
+    rl2 RUN           a recurrent policy by reinforcement on the same tasks (RL²), as a baseline
     evaluate RUN      the policy on held-out tasks, weights frozen, against baselines
     report RUN...     one HTML page with curves, tables and pictures, for one run or several compared
   to look around

@@ -10,6 +10,7 @@ from agents.collect import drives_itself
 from icrl.config import Recipe, SourceConfig
 from icrl.data.advice import advice
 from icrl.data.inspect import failures, summary
+from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
 from scripts.baselines import baseline_factory
@@ -46,6 +47,15 @@ def advise(recipe: Recipe, family: Family) -> None:
         print(f"icrl: warning: {line}", file=sys.stderr)
 
 
+def refuse_failures(store: HistoryStore) -> None:
+    """Raise UserError, so that the exit code says it, where environments failed; everything else was done by then."""
+    if failed := failures(store):
+        raise UserError(
+            f"{len(failed)} of {store.num_histories} histories ended early because their environment failed (see the warnings); what "
+            f"they had until then is in {store.path}: go on with it, or repair the family and collect again"
+        )
+
+
 def command(argv: list[str]) -> None:
     """Parse, check, collect, say what came out."""
     if recipe_help(argv, USAGE, DESCRIPTION, Options):
@@ -68,11 +78,7 @@ def command(argv: list[str]) -> None:
     warn(store, summary(store, MOST_READ, family))
     print(f"{store.num_histories:,} histories, {store.num_transitions:,} transitions in {options.out}")
     print(f"look at them: icrl inspect {options.out}")
-    if failed := failures(store):
-        raise UserError(
-            f"{len(failed)} of {recipe.collect.num_histories} histories ended early because their environment failed (see the warnings); what "
-            f"they had until then is in {options.out}: go on with it, or repair the family and collect again"
-        )
+    refuse_failures(store)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import tyro
 
 from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
-from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out
+from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out, source_notes
 from scripts.check import check_evaluation, evaluation_family, split_tasks
 from scripts.common import MachineOptions, check_output_file, check_output_folder, device_of, run_command, wants_help
 from scripts.options import parse
@@ -55,25 +55,33 @@ class Options(MachineOptions):
     """Write the statistics to this file instead of RUN/evaluation.json (schema: icrl.evaluation_json.SCHEMA)."""
 
 
-def agent_factories(policy: Any, recipe: Recipe, config: EvaluateConfig) -> dict[str, AgentFactory]:
+def agent_factories(
+    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None
+) -> dict[str, AgentFactory]:
     """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row."""
     from icrl.in_context import InContextAgent
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
         return InContextAgent(policy, streams=streams, greedy=config.greedy, append=config.append)
 
-    baselines = baseline_sources(recipe, config)
+    baselines = baseline_sources(recipe, config, run)
     return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}
 
 
-def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate a policy that ``recipe`` trained; return the record (icrl.evaluation_json.SCHEMA) and what it was made from."""
+def evaluate_policy(
+    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None
+) -> tuple[dict[str, Any], Evaluation]:
+    """Evaluate a policy that ``recipe`` trained; return the record (icrl.evaluation_json.SCHEMA) and what it was made from.
+
+    The baseline "rl2" is the one in the folder ``run``.
+    """
     from icrl.evaluation import evaluate
     from icrl.evaluation_json import evaluation_to_json
     from icrl.exactness import posterior_distance
 
-    family, seed, factories = evaluation_family(config, recipe), recipe.seed, agent_factories(policy, recipe, config)
-    names = {row: source.name for row, source in baseline_sources(recipe, config).items()}
+    family, seed = evaluation_family(config, recipe), recipe.seed
+    factories, sources = agent_factories(policy, recipe, config, run), baseline_sources(recipe, config, run)
+    names = {row: source.name for row, source in sources.items()}
     evaluation = evaluate(
         family,
         split_tasks(family, config.split),
@@ -82,6 +90,7 @@ def evaluate_policy(policy: Any, recipe: Recipe, config: EvaluateConfig) -> tupl
         root_seed=seed,
         context_agents={name: baseline_factory(source) for name, source in CONTEXT_SOURCES.items()},
         privileged={row: PRIVILEGED[name] for row, name in names.items() if name in PRIVILEGED},
+        notes=source_notes(sources),
     )
     distance = None
     if config.posterior_pulls:
@@ -105,7 +114,7 @@ def evaluate_run(
     for line in left_out(recipe, config):
         print(f"icrl: warning: {line}", file=sys.stderr)
     policy, _, _ = load_policy(run, "best", device, evaluation_family(config, recipe).spec)
-    record, evaluation = evaluate_policy(policy, recipe, config)
+    record, evaluation = evaluate_policy(policy, recipe, config, run)
     if out is not None:
         write_json(out, record)
     else:
@@ -162,7 +171,7 @@ def command(argv: list[str]) -> None:
     assert run is not None and recipe is not None, "help has exited"
     if options.seed is not None:
         recipe = dataclasses.replace(recipe, seed=options.seed)
-    check_evaluation(config, recipe)
+    check_evaluation(config, recipe, run=run)
     check_output_file(options.json, "--json")
     if options.json is None:
         check_output_folder(run, str(run))

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from icrl.interfaces import UserError
 from icrl.registry import nearest
@@ -38,16 +38,14 @@ def families() -> Iterator[str]:
     """Lines on every family."""
     from envs import family_class, family_names
 
-    for name in family_names():
-        yield from _entry(name, family_class(name))
+    yield from _entries(family_names(), family_class)
 
 
 def sources() -> Iterator[str]:
     """Lines on every source."""
     from agents import source_class, source_names
 
-    for name in source_names():
-        yield from _entry(name, source_class(name))
+    yield from _entries(source_names(), source_class)
 
 
 def objectives() -> Iterator[str]:
@@ -69,6 +67,15 @@ def recipes() -> Iterator[str]:
 def _line(name: str, doc: str | None) -> Iterator[str]:
     paragraph = " ".join((doc or "").strip().split("\n\n")[0].split())
     yield from textwrap.wrap(paragraph, 116, initial_indent=f"{name:<20} ", subsequent_indent=" " * 21) or [name]
+
+
+def _entries(names: list[str], find: Callable[[str], type]) -> Iterator[str]:
+    """Lines on each; what another package promises but cannot be imported hides nothing else."""
+    for name in names:
+        try:
+            yield from _entry(name, find(name))
+        except UserError as error:
+            yield from _line(name, f"cannot be used: {error}")
 
 
 def _entry(name: str, cls: type) -> Iterator[str]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.rl2 import file_of, read_learned
 from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
 from scripts.common import existing_folder
@@ -41,12 +42,15 @@ def records_of(run: Path) -> list[dict[str, Any]]:
 
 
 def _identity(run: Path, seed: int, config: EvaluateConfig) -> dict[str, Any]:
-    """What makes an evaluation of this run the one that it is: options, root seed and checkpoint."""
+    """What makes an evaluation of this run the one that it is: options, root seed and checkpoint (with "rl2" of both policies)."""
     from icrl.checkpoint import find
 
-    best = find(run, "best")
+    best, rl2 = find(run, "best"), file_of(run)
+    name = None if best is None else best.name
+    if "rl2" in config.baselines and rl2.exists():
+        name = f"{name}, rl2 of {read_learned(rl2).steps} steps"
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"options": plain, "seed": seed, "checkpoint": None if best is None else best.name}
+    return {"options": plain, "seed": seed, "checkpoint": name}
 
 
 def _identities(run: Path) -> list[dict[str, Any]]:
@@ -106,6 +110,8 @@ def table(record: dict[str, Any]) -> str:
         cells = "".join(f"{curve[e - 1]:9.2f}" for e in shown)
         text.append(f"{name:<{width}}{cells}{mean['mean']:9.2f}    {_ends(mean)}")
     for name, row in record["agents"].items():
+        if row["role"] == "baseline" and row["note"]:
+            text.append(f"{name:<{width}} {row['note']}")
         if row["bandit"]:
             regret = row["bandit"]["final_regret"]
             ratio = row["bandit"]["regret_ratio_of_agent"]

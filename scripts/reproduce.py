@@ -128,6 +128,16 @@ def late(row: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda record: mean(record["agents"][row]["late_return"])
 
 
+def less(row: str) -> Callable[[Mapping[str, Any]], str]:
+    """Mean return of the agent, and how much of it remains after the row's, paired."""
+
+    def show(record: Mapping[str, Any]) -> str:
+        agents = record["agents"]
+        return f"{mean(agents['agent']['mean_return'])}, {mean(agents[row]['agent_minus_this'])} more"
+
+    return show
+
+
 def regret(row: str) -> Callable[[Mapping[str, Any]], str]:
     """Cumulative regret of the row."""
     return lambda record: mean(record["agents"][row]["bandit"]["final_regret"], 2)
@@ -252,9 +262,27 @@ LINES = (
     Line(
         "point-robot",
         0,
-        "Point-Robot, DPT (privileged data: optimal labels, optimal source): episode 1 / 2 / 10",
+        "Point-Robot, DPT (privileged data: optimal labels; exact posterior sampling among the sources): episode 1 / 2 / 10",
         episodes("agent", 1, 2, 10),
-        lambda record: f"the optimum {record['optimal_return']:.1f}",
+        lambda record: f"{episodes('sample_and_hold', 1, 2, 10)(record)}; the optimum {record['optimal_return']:.1f}",
+        "",
+    ),
+    Line(
+        "tabular",
+        0,
+        "random tabular MDPs, DPT (privileged data: optimal labels; PSRL among the sources): episode 1 / 2 / 10; mean of 1 to 10, less PSRL's",
+        lambda record: f"{episodes('agent', 1, 2, 10)(record)}; {less('source sample_and_hold')(record)}",
+        lambda record: f"PSRL {episodes('source sample_and_hold', 1, 2, 10)(record)}",
+        "",
+    ),
+    Line(
+        "cheetah-vel",
+        0,
+        "HalfCheetah-Vel, DPT (privileged data: an oracle's actions as labels, its skill in a source): episode 1 / 2 / 5",
+        episodes("agent", 1, 2, 5),
+        lambda record: (
+            f"none; the oracle {episodes('optimal', 1)(record)}, its source {episodes('source misled', 1)(record)}"
+        ),
         "",
     ),
     *(_bandit_line(index, key) for index, key in enumerate(["sd 0.3", "sd 0.0", "sd 0.5", "Bernoulli (unseen noise)"])),

@@ -14,12 +14,13 @@ from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, UserError
 from icrl.recipes import load_recipe
 from scripts.check import check_recipe
-from scripts.collect import MOST_READ, advise
+from scripts.collect import MOST_READ, advise, refuse_failures
 from scripts.common import MachineOptions, check_output_folder, device_of, first_argument, run_command
 from scripts.evaluate import evaluate_run
 from scripts.inspect_data import warn
 from scripts.recipe_options import parse_recipe, recipe_help
 from scripts.records import check_records, find_record, records_of, table
+from scripts.rl2 import left_to_train, train_rl2, training_module
 from scripts.train import train_policy
 
 USAGE = "icrl run RECIPE [--out RUN] [overrides]"
@@ -52,10 +53,14 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     check_output_folder(out, f"--out {out}")
     run_folder.check(out, recipe)
     check_records(out)
+    if left_to_train(recipe, family, out):
+        training_module()  # whether it can be trained is asked before any work
     store = _collected(recipe, family, out / "data")
     _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
     best = train_policy(recipe, store, family, out, device, machine.threads)
     _say(2, f"best checkpoint: {best.name}")
+    if recipe.rl2.steps:
+        _say(2, train_rl2(recipe, family, out, device).note)
     _evaluated(recipe, out, device)
     _say(3, f"{len(records_of(out))} evaluations in {out / 'evaluation.json'}")
     page = build_report([out], out / "report")
@@ -105,6 +110,7 @@ def command(argv: list[str]) -> None:
         assert record is not None
         print(f"\n{table(record)}")
     print(f"\nreport: {page}")
+    refuse_failures(HistoryStore.open(out / "data", verify=False))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -67,6 +67,40 @@ def test_bernoulli_dpt():
     assert distance["max_pulls"] == 20 and distance["to_posterior"] < 0.02
 
 
+def normalised(record: dict[str, Any], episode: int) -> float:
+    """The agent's return in an episode (counted from 1), 0 being that of uniform actions and 1 the optimum."""
+    low, high = record["random_return"], record["optimal_return"]
+    return (curve(record)[episode - 1] - low) / (high - low)
+
+
+def test_keydoor():
+    (record,), minutes = finished("keydoor")
+    assert record["num_tasks"] == 20 and record["verdict"]["learned"]
+    assert sum(curve(record)[3:40]) / 37 >= 80 and minutes <= 20
+
+
+def test_tabular():
+    (record,), minutes = finished("tabular")
+    psrl = record["agents"]["source sample_and_hold"]["agent_minus_this"]
+    assert record["verdict"]["learned"] and psrl["over_tasks"][1] >= 0 and minutes <= 20
+
+
+@pytest.mark.parametrize("recipe", ["minigrid-empty", "minigrid-doors"])
+def test_minigrid(recipe):
+    (record,), minutes = finished(recipe)
+    assert record["verdict"]["learned"] and normalised(record, 5) >= 0.8 and minutes <= 20
+
+
+def test_point_robot():
+    (record,), minutes = finished("point-robot")
+    assert record["verdict"]["learned"] and normalised(record, 2) >= 0.95 and minutes <= 20
+
+
+def test_cheetah_vel():
+    (record,), minutes = finished("cheetah-vel")
+    assert record["verdict"]["learned"] and {"optimal", "source misled"} <= set(record["agents"]) and minutes <= 20
+
+
 def test_bench(tmp_path):
     """Every figure of `icrl bench` reaches its bar (run it on an otherwise idle machine)."""
     done = run_icrl("bench", "--json", tmp_path / "bench.json", threads=None)

@@ -284,7 +284,7 @@ def test_a_recipe_of_the_users_own_from_the_working_directory(tmp_path):
 MISTAKES = {
     "command": (["trian", "smoke"], "did you mean train"),
     "recipe": (["run", "smke"], "did you mean smoke?"),
-    "recipe module": (["run", "no_such_module:mine"], "no module 'no_such_module'"),
+    "recipe module": (["run", "no_such_module:mine"], "No module named 'no_such_module'"),
     "recipe function": (["run", "icrl.recipes:nothing"], "no function 'nothing'"),
     "recipe argument": (["run", "icrl.recipes:load_recipe"], "a function that needs no argument (missing a required"),
     "recipe type": (["run", "icrl.recipes:load_recipe.__doc__"], "no function"),

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from toy import CountEnv, CountFamily, CountSource, without_flushing
 
+from agents import SOURCES, source_class
 from agents.collect import assign, collect
 from agents.workers import StoppedError, map_in_processes
 from envs.gym_vector import GymVectorEnv
@@ -371,6 +372,11 @@ def test_a_source_that_drives_itself_fails_and_ends_like_others(tmp_path):
     assert [f["steps"] for f in failures(store)] == [6] and store.history(1).num_transitions == 6
     with pytest.raises(UserError, match="ended after 15 of 17 steps"):
         gather(recipe(SourceConfig("test_collect:OwnLoop", {"short": 2})), tmp_path / "short")
+
+
+def test_every_registered_source_that_drives_itself_is_tested():
+    """tests/test_sources.py leaves them out, since they are no agents: who adds one gives it a file of tests like tests/test_sb3.py."""
+    assert {name for name in SOURCES if hasattr(source_class(name), "record")} == {"sb3"}
 
 
 def test_it_has_no_row_in_an_evaluation():

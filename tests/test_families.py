@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from envs import FAMILIES, GROUP, family_class, family_names, gymnasium_id, make_family
 from icrl.interfaces import UserError
 from icrl.registry import known_names
+from scripts import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value")  # robots' are unbounded
 VARIANTS = [
@@ -266,7 +267,7 @@ def test_bad_calls_are_refused(name, options):
     "name, options, message",
     [
         ("darkrom", {}, "unknown family 'darkrom': did you mean darkroom"),
-        ("nowhere:Family", {}, "cannot import"),
+        ("nowhere:Family", {}, "cannot import.*on the Python path"),
         ("envs.darkroom:Nothing", {}, "no class Nothing"),
         ("envs.darkroom:DarkRoomVectorEnv", {}, "not a dataclass"),
         ("darkroom", {"widht": 5}, "unknown option 'widht'"),
@@ -323,6 +324,48 @@ def test_entry_points_add_names(monkeypatch):
     monkeypatch.setattr("icrl.registry.entry_points", lambda group: added if group == GROUP else [])
     assert known_names(FAMILIES, GROUP)["darkroom"] == FAMILIES["darkroom"]  # built-in names win
     assert make_family("mine", num_arms=3).spec.action_space.n == 3  # type: ignore[attr-defined]
+
+
+BROKEN = {
+    "import nosuchlib": r"ModuleNotFoundError at mine.py:1: No module named 'nosuchlib'",
+    "def f(:": "SyntaxError at mine.py:1",
+    "\nx = y": "NameError at mine.py:2",
+    "import os\nos.nothing": "AttributeError at mine.py:2",
+    "raise RuntimeError('no\\nlicence')": "RuntimeError at mine.py:1",
+    "raise SystemExit(1)": "SystemExit at mine.py:1",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN, ids=BROKEN.get)
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(source, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(source + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["collect", "smoke", "--out", str(tmp_path / "data"), "--family.name", "mine:Family"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot import family 'mine:Family'" in line and BROKEN[source] in line and "repair it" in line
+
+
+def test_an_installed_package_adds_a_family_and_a_broken_one_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    """A distribution as pip leaves it: a module and its metadata."""
+    (tmp_path / "their_rooms.py").write_text(
+        "from dataclasses import dataclass\nfrom envs.darkroom import DarkRoom\n\n\n"
+        '@dataclass(frozen=True)\nclass TheirRoom(DarkRoom):\n    """A room of another package."""\n\n    tint: int = 3\n'
+    )
+    metadata = tmp_path / "their_rooms-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-rooms\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[{GROUP}]\ntheir_room = their_rooms:TheirRoom\nlost_room = their_lost_rooms:Room\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["list", "families"]) == 0
+    told = capsys.readouterr().out
+    assert "their_room           A room of another package." in told and "tint: int, default 3" in told
+    assert "lost_room            cannot be used: cannot import family 'lost_room'" in told and "tabular" in told
+    words = ["collect", "smoke", "--out", str(tmp_path / "data"), "--family.name", "their_room"]
+    for name, value in {"width": 5, "height": 5, "horizon": 15, "num-validation": 5, "tint": 4}.items():
+        words += [f"--family.options.{name}", str(value)]
+    assert cli.main(words) == 0 and "64 histories" in capsys.readouterr().out
 
 
 def test_unset_task_fields_are_drawn_and_follow_the_seed():

@@ -15,10 +15,10 @@ def test_random_then_source_then_optimum():
 
 def test_what_cannot_be_measured_says_why(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.families.SHOWN", {})  # nearest_plausible, which needs a belief
-    assert cli.main(["families", "darkroom", "point_robot", "--out", str(tmp_path / "new" / "table.md")]) == 0
+    assert cli.main(["families", "darkroom", "maze_runner", "--out", str(tmp_path / "new" / "table.md")]) == 0
     text = (tmp_path / "new" / "table.md").read_text()
     assert "| `darkroom`, 20 test tasks | 0.74 | `nearest_plausible`, 20 episodes | 43.70 | 90.90 | 90.90 |" in text
-    assert "| `point_robot` | not measured: point_robot has no posterior" in text
+    assert "| `maze_runner` | not measured: maze_runner has no posterior" in text
     assert cli.main(["families", "darkrom"]) == 2
     assert "'darkrom' is not built in: known are darkroom" in capsys.readouterr().err
 

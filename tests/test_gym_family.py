@@ -151,6 +151,7 @@ def raising(rng):
         ({"horizon": 0}, "no time limit: give horizon"),
         ({"horizon": -1}, "horizon is -1: expected at least 0"),
         ({"num_test_tasks": 0}, "num_test_tasks is 0: expected at least 1"),
+        ({"make_env": lambda goal: "a map"}, "make_env of GymFamily gave 'a map'.*expected a gymnasium.Env"),
         ({"make_env": lambda gaol: None}, "make_env.*'goal'.*raised TypeError"),
         ({"sample_task": raising}, "sample_task raised KeyError at test_gym_family.py.*no dice"),
         ({"sample_task": lambda rng: {"goal": "left"}}, "expected numbers"),
@@ -171,7 +172,10 @@ def test_what_a_family_does_not_have_is_refused():
     family = lines(make_env=lambda goal: LineWorld(goal, two_axes=goal == 5))
     odd = family.sample_tasks(np.random.default_rng(0), 40)
     odd = np.sort(odd)[[0, -1]]
-    with pytest.raises(UserError, match=r"task 1 of GymFamily has the observation_space .*\(3, 1\).*the family's is"):
+    with pytest.raises(
+        UserError,
+        match=r"task 1 of GymFamily has the observation_space .*\(3, 1\).*the family's is.*its task: goal = 5\)",
+    ):
         family.make_vec(odd)
     with pytest.raises(UserError, match="got tasks with fields"):
         family.make_vec(Lines().split().test)

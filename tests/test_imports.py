@@ -18,6 +18,7 @@ MAY_IMPORT = {
         "icrl.data",
         "icrl.registry",
         "icrl.config",
+        "icrl.files",
         "agents",
     ),
     "envs": ("icrl.interfaces", "icrl.seeding", "icrl.registry", "envs"),
@@ -62,7 +63,13 @@ def test_file_imports_only_what_it_may(path):
     assert {name for name in imports if not within(name, allowed)} == set()
 
 
-HOMES = {"stable_baselines3": "agents/sb3.py", "minigrid": "envs/", "jinja2": "icrl/report/", "tyro": "scripts/"}
+HOMES = {
+    "stable_baselines3": ("agents/sb3.py", "agents/rl2_training.py"),
+    "sb3_contrib": "agents/rl2_training.py",
+    "minigrid": "envs/",
+    "jinja2": "icrl/report/",
+    "tyro": "scripts/",
+}
 
 
 @pytest.mark.parametrize("library, home", HOMES.items())

@@ -101,9 +101,10 @@ def as_window(agent, lane, observation):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("also", [False, True])
 @torch.no_grad()
-def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds():
-    agent, script = make_agent(), Script(3, 40)
+def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
+    agent, script = make_agent(episode_return=also, previous_observation=also), Script(3, 40)
     agent.reset(3)
     fullest = 0
     for t, output in live(agent, script, 40):
@@ -175,7 +176,11 @@ def test_resetting_a_lane_equals_a_fresh_agent_and_leaves_the_others_alone(layou
 
 @pytest.mark.parametrize(("layout", "append"), [("step", "step"), ("transition", "step"), ("transition", "episode")])
 def test_a_saved_context_goes_on_as_if_never_interrupted(layout, append, tmp_path):
-    script, agent, restored = Script(3, 30), make_agent(layout, append=append), make_agent(layout, append=append)
+    script = Script(3, 30)
+    agent, restored = (
+        make_agent(layout, append=append, episode_return=layout == "step", previous_observation=layout == "step")
+        for _ in range(2)
+    )
     agent.reset(3)
     for t in range(15):
         agent.observe(script.step(t, agent.act(script.observation[t]).action))

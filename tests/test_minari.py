@@ -306,3 +306,10 @@ def test_the_commands(data, tmp_path, capsys, monkeypatch):
     ):
         assert cli.main(["data", *argv]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_places_may_be_relative(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "export", str(data), "--name", NAME, "--out", "here"]) == 0
+    assert cli.main(["data", "import", NAME, "--root", "here", "--out", "back"]) == 0
+    assert "byte for byte" in capsys.readouterr().out

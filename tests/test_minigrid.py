@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -287,6 +288,30 @@ def test_frames_show_the_lane(family):
     assert (env.render()[0] != frames[0]).any()
     goal_green = (frames[0] == (0, 255, 0)).all(axis=2)
     assert goal_green.any() == (family.name != "minigrid_objects")
+
+
+@pytest.mark.parametrize(
+    "name, task",
+    [
+        ("MiniGridEmpty", {"goal": (3, 1)}),
+        ("MazeRunner", {"maze": 0, "num_goals": 1, "goals": [(1, 1), (0, 0), (0, 0)]}),
+    ],
+)
+def test_the_last_frame_of_an_episode_shows_where_it_ended(name, task):
+    shown = []
+    for horizon in (2, 3):
+        env = gym.make(f"icrl/{name}-v0", render_mode="rgb_array", size=7, horizon=horizon, **task)
+        env.reset(seed=0)
+        frames: list = [env.render()]
+        for _ in range(2):
+            *_, truncated, _ = env.step(env.unwrapped._vec.optimal_action()[0])  # type: ignore[attr-defined]
+            frames.append(env.render())
+        assert truncated == (horizon == 2)
+        shown.append(frames)
+        env.reset()
+        np.testing.assert_array_equal(env.render(), frames[0])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*shown)
+    assert (shown[0][0] != shown[0][1]).any() and (shown[0][1] != shown[0][2]).any()
 
 
 @pytest.mark.parametrize(

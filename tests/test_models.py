@@ -54,7 +54,9 @@ def step_inputs(policy, batch=3, length=10, seed=0):
         draw(spec.action_space, batch, length, seed),
         torch.rand(batch, length, generator=random),
         ended,
+        draw(spec.observation_space, batch, length, seed + 3),
         draw(spec.observation_space, batch, length, seed + 1),
+        torch.rand(batch, length, generator=random),
     )
     episode = (ended & exists).long().cumsum(1)
     return (
@@ -72,11 +74,12 @@ def cut(inputs, index):
     return take(observation), Previous(*(take(p) for p in previous)), episode[index], step[index]
 
 
+@pytest.mark.parametrize("options", [{}, {"previous_observation": True, "episode_return": True}], ids=str)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("action", ACTIONS)
 @torch.no_grad()
-def test_future_changes_nothing_and_one_cached_step_equals_the_full_pass(space, action):
-    policy = make(space=space, action=action)
+def test_future_changes_nothing_and_one_cached_step_equals_the_full_pass(space, action, options):
+    policy = make(space=space, action=action, **options)
     inputs, other = step_inputs(policy), step_inputs(policy, seed=9)
     full = policy.step_window(*inputs)
     assert not torch.allclose(full[:, 5:], policy.step_window(*other)[:, 5:])

@@ -20,7 +20,7 @@ from icrl.interfaces import FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
 from icrl.objectives import OBJECTIVES, check_objective, make_objective
-from icrl.objectives.base import masked_loss, previous_steps, step_window
+from icrl.objectives.base import masked_loss, previous_steps, return_before, step_window
 from icrl.objectives.dpt import asked_observations, shuffled_order
 
 LENGTH, NUM = 12, 700
@@ -249,9 +249,15 @@ def test_a_token_holds_its_observation_and_the_step_before_it():
         (previous.action, window.action),
         (previous.reward, window.reward),
         (previous.ended, window.terminated | window.truncated),
+        (previous.observation, window.observation),
         (previous.final_observation, window.next_observation),
     ):
         np.testing.assert_array_equal(part[:, 1:], column[:, :-1])
+
+
+def test_the_return_so_far_is_that_of_the_running_episode():
+    reward, step = np.array([[1, 2, 4, 8, 16, 32]], np.float32), np.array([[0, 1, 2, 0, 1, 0]])
+    assert return_before(reward, step).tolist() == [[0, 1, 3, 0, 8, 0]]
 
 
 def test_an_episode_ends_whether_terminated_or_truncated():

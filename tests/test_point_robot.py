@@ -15,7 +15,7 @@ from agents.base import epsilon_noise_in_box
 from envs import make_family
 from envs.base import SingleEnv
 from envs.point_robot import MAX_MOVE, PointRobot
-from icrl.interfaces import UserError
+from icrl.interfaces import Step, UserError
 from icrl.rollout import rollout
 from icrl.seeding import LaneStreams
 
@@ -155,8 +155,77 @@ def test_bad_options_and_tasks_are_refused():
             make_family("envs.point_robot:PointRobot", **{key: 0})
     with pytest.raises(UserError, match="outside the square"):
         PointRobot().make_vec(tasks_at((1.5, 0)))
-    with pytest.raises(UserError, match="no posterior"):
-        PointRobot().posterior(PointRobot().make_vec(tasks_at((0, 0))))
+
+
+# --- the exact belief ------------------------------------------------------------------------------------------------------
+
+
+def belief_after(family, tasks, actions):
+    """The belief of lanes that took the actions (T, B, 2), and the family's environment."""
+    env = family.make_vec(tasks)
+    posterior = family.posterior(env)
+    observation, _ = env.reset(seed=0)
+    for action in actions:
+        following, reward, terminated, truncated, info = env.step(action)
+        ended = (terminated | truncated)[:, None]
+        final = np.where(ended, info.get("final_obs", following), following)
+        posterior.update(Step(observation, action, reward, terminated, truncated, final))
+        observation = following
+    return posterior, env
+
+
+def test_samples_agree_with_what_was_seen_and_the_goal_is_never_refuted():
+    family, rng = PointRobot(horizon=4), np.random.default_rng(0)
+    tasks = family.sample_tasks(rng, 300)
+    straight = np.tile(rng.uniform(-0.1, 0.1, (1, 300, 2)), (3, 1, 1))
+    for actions in (straight[:1], straight, rng.uniform(-0.1, 0.1, (2, 300, 2)), rng.uniform(-0.1, 0.1, (900, 300, 2))):
+        posterior, _ = belief_after(family, tasks, actions)
+        assert not posterior.refuted(tasks).any()
+        sample = posterior.sample(LaneStreams(3, lane_ids=300), np.arange(300))
+        assert not posterior.refuted(sample).any() and np.abs(sample["goal"]).max() <= 1
+        error = np.linalg.norm(sample["goal"] - tasks["goal"], axis=1)
+        found = (error < 1e-3).mean()
+        if len(actions) == 1:
+            assert found < 0.05
+        elif len(actions) < 900:
+            assert 0.5 < found < 0.85  # two mirror images, one of them perhaps outside the square
+        else:
+            assert found == 1
+        assert posterior.refuted(family.sample_tasks(rng, 300)).mean() > 0.98
+
+
+def test_a_sample_after_one_step_is_spread_like_the_tasks_that_pay_so():
+    family = PointRobot()
+    move = np.tile(np.array([0.1, 0.05], np.float32), (4000, 1))
+    posterior, _ = belief_after(family, np.repeat(tasks_at((0.8, -0.7)), 4000), move[None])
+    goals = posterior.sample(LaneStreams(0, lane_ids=4000), np.arange(4000))["goal"]
+    distance = np.linalg.norm(np.array([0.8, -0.7]) - move[0])
+    others = family.sample_tasks(np.random.default_rng(1), 4_000_000)["goal"]
+    others = others[np.abs(np.linalg.norm(others - move[0], axis=1) - distance) < 0.002]
+    np.testing.assert_allclose(goals.mean(axis=0), others.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(np.cov(goals.T), np.cov(others.T), atol=0.05)
+
+
+def test_posterior_sampling_is_at_the_optimum_from_the_second_episode_on():
+    family = PointRobot()
+    tasks = np.resize(family.split().test, 50)
+    env = family.make_vec(tasks)
+    agent = make_source("sample_and_hold").make(family, env, LaneStreams(0, lane_ids=50), 60)
+    reward = np.stack([turn.step.reward for turn in islice(rollout(agent, env, seed=0), 60)]).reshape(3, 20, 50).sum(1)
+    best = family.optimal_return(tasks)
+    assert (reward[0] <= best + 1e-4).all() and best.mean() - 4 < reward[0].mean() < best.mean() - 1
+    np.testing.assert_allclose(reward[1:], np.stack([best, best]), atol=1e-3)
+
+
+def test_a_belief_is_forgotten_lane_by_lane_and_has_no_list():
+    posterior, env = belief_after(PointRobot(), tasks_at((0.5, 0.5), (0.1, 0.2)), np.full((1, 2, 2), 0.1, np.float32))
+    wrong = tasks_at((-0.5, 0.5), (-0.1, 0.2))
+    assert posterior.refuted(wrong).all()
+    posterior.reset(np.array([1]))
+    assert posterior.refuted(wrong).tolist() == [True, False]
+    for call in (posterior.plausible, posterior.candidates, lambda: posterior.optimal_action_probs(env)):
+        with pytest.raises(UserError, match="choose"):
+            call()
 
 
 # --- noise on an oracle whose actions are a box -------------------------------------------------------------------------
@@ -186,7 +255,9 @@ def test_annealed_noise_falls_and_labels_stay_optimal():
 
 def test_noise_in_a_box_is_uniform_and_as_frequent_as_asked():
     space = Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
-    decision = epsilon_noise_in_box(np.full((20_000, 2), 0.5, np.float32), 0.3, space, LaneStreams(0, lane_ids=20_000))
+    decision = epsilon_noise_in_box(
+        np.full((20_000, 2), 0.5, np.float32), 0.3, LaneStreams(0, lane_ids=20_000), space=space
+    )
     noise = decision.action[(decision.action != decision.target_action).any(axis=1)]
     assert len(noise) / 20_000 == pytest.approx(0.3, abs=0.015)
     np.testing.assert_allclose(noise.mean(axis=0), [0, 2], atol=0.06)

@@ -21,7 +21,7 @@ from toy import without_flushing
 
 from agents.collect import collect
 from agents.recorder import HistoryRecorder
-from agents.sb3 import LaneVecEnv, RecorderCallback, _Prepared, encode, train
+from agents.sb3 import LaneVecEnv, Prepared, RecorderCallback, encode, train
 from agents.sb3_source import SB3
 from envs.darkroom import DarkRoom
 from icrl.config import CollectConfig, FamilyConfig, Recipe, SourceConfig
@@ -234,7 +234,7 @@ def test_encoding_by_hand():
 def test_the_learner_sees_whether_the_episode_has_paid():
     family = DarkRoom(width=3, height=1, horizon=3, num_validation=0)
     lanes = LaneVecEnv(family.make_vec(family.make_tasks(np.array([1, 0]))), seed=0, record_optimal=True)
-    prepared = _Prepared(lanes, joint=False, show_paid=True)
+    prepared = Prepared(lanes, joint=False, show_paid=True)
     assert prepared.reset()[:, -1].tolist() == [0, 0]
     paid, last = [], []
     for action in (2, 2, 2, 4):

@@ -12,7 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from line_world import Lines
 
 from envs import make_family
-from envs.trial import TrialEncoding, TrialEnv
+from envs.gym_family import GymFamily
+from envs.trial import TrialEncoding, TrialEnv, TrialVecEnv
 from icrl.interfaces import FamilySpec, UserError
 
 ROOM = make_family("darkroom", width=4, height=3, horizon=5, num_validation=2)
@@ -117,3 +118,77 @@ def test_impossible_trials_are_refused():
     env.step(0)
     with pytest.raises(UserError, match=r"the environment of task .* of Lines raised RuntimeError"):
         env.step(0)
+
+
+def test_one_lane_of_many_trials_plays_what_the_single_environment_does():
+    for family in (ROOM, make_family("gaussian_bandit", horizon=4), Lines()):
+        tasks, rng = family.split().train, np.random.default_rng(0)
+        single, lanes = TrialEnv(family, tasks, 2), TrialVecEnv(family, tasks, 2, num_envs=1)
+        seen = single.reset(seed=5)[0]
+        assert lanes.single_observation_space == single.observation_space
+        np.testing.assert_array_equal(lanes.reset(seed=5)[0], seen[None])
+        for _ in range(3 * single.max_steps):
+            action = rng.integers(family.spec.action_space.n)
+            seen, reward, over, _, info = single.step(action)
+            first, rewards, overs, cut, infos = lanes.step(np.array([action]))
+            assert rewards.tolist() == [np.float32(reward)] and overs.tolist() == [over] and not cut.any()
+            np.testing.assert_array_equal(infos["final_obs"] if over else first, seen[None])
+            if over:
+                np.testing.assert_allclose(lanes.episode_returns[0], info["episode_returns"])
+                np.testing.assert_array_equal(first[0], single.reset()[0])
+
+
+class Uneven(gym.Env):
+    """Pays its goal at each step and ends by chance."""
+
+    action_space, observation_space = Discrete(2), Discrete(4)
+
+    def __init__(self, goal: int):
+        self.goal = goal
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        return 1, float(self.goal), bool(self.np_random.random() < 0.3), False, {}
+
+
+def test_lanes_whose_episodes_end_at_different_times_begin_new_trials_on_their_own():
+    family = GymFamily(Uneven, lambda rng: {"goal": rng.integers(500)}, name="uneven", horizon=9)
+    env = TrialVecEnv(family, family.split().train, 3, num_envs=6)
+    env.reset(seed=0)
+    begun, episodes, goals = np.zeros(6, int), np.zeros(6, int), [[] for _ in range(6)]
+    for _ in range(200):
+        seen, reward, over, _, info = env.step(np.zeros(6, int))
+        true = info.get("final_obs", seen)
+        episodes += true[:, -1].astype(int)
+        np.testing.assert_array_equal(over, (episodes == 3))
+        assert (seen[over, 4:] == 0).all() and (true[:, :4] == seen[:, :4])[~over].all()
+        for lane in range(6):
+            goals[lane].append(reward[lane])
+        for lane in np.flatnonzero(over):
+            assert len(set(goals[lane])) == 1, "one task in a trial"
+            assert env.episode_returns[lane].sum() == pytest.approx(sum(goals[lane]))
+            goals[lane] = []
+        begun, episodes = begun + over, np.where(over, 0, episodes)
+    assert begun.min() > 5 and len(set(begun)) > 1
+
+
+def test_many_lanes_of_a_native_family_get_fresh_tasks_after_each_trial():
+    env = TrialVecEnv(ROOM, ROOM.split().train, 2, num_envs=50)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(50, int))
+    env.reset(seed=1)
+    assert np.isnan(env.episode_returns).all()
+    seen, best = [], []
+    for t in range(40):
+        inner = env._trials[0]._env
+        assert inner is not None
+        seen.append(inner.tasks.copy())
+        _, reward, over, _, _ = env.step(inner.optimal_action())
+        best.append(reward)
+        assert over.all() == over.any() == (t % 10 == 9)
+    assert all((seen[t] == seen[0]).all() for t in range(10)) and (seen[10] != seen[9]).any()
+    expected = ROOM.optimal_return(seen[-1])
+    np.testing.assert_allclose(env.episode_returns, np.stack([expected] * 2, axis=1))

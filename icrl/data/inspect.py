@@ -23,7 +23,7 @@ _MOST_STATES = 1_000_000
 REACHED = 0.9
 """Normalised score from which on a history has reached the optimum."""
 _FAR_BELOW = 0.5
-_DO_NOT_LEARN = ("random", "uniform", "fixed_odds", "optimal", "blind_sweep")
+_DO_NOT_LEARN = ("random", "uniform", "fixed_odds", "optimal", "misled", "blind_sweep")
 """Sources that nobody expects to improve."""
 
 

@@ -99,7 +99,8 @@ def _dataset_folder(name: str, root: str | Path | None) -> Path:
         raise UserError(
             f"the Minari name is {name!r}: expected one with a version, like darkroom/ppo-v0, of letters, digits, - and _"
         ) from None
-    return get_dataset_path(name) if root is None else Path(root) / name
+    folder = get_dataset_path(name) if root is None else Path(root) / name
+    return folder.absolute()  # Minari loses its way in a relative one
 
 
 # --- out ---------------------------------------------------------------------------------------------------------

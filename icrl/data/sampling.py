@@ -7,13 +7,15 @@ episodes e, e + k, e + 2k, ... so that progress looks k times faster. Where the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from icrl.data import schema
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, Observation, UserError
+from icrl.data.symmetry import mirrored
+from icrl.interfaces import Array, Observation, Symmetry, UserError
 from icrl.seeding import generator
 
 
@@ -44,12 +46,19 @@ class WindowSampler:
     """Random windows of ``length`` steps; batch ``step`` depends on the seed and its number alone, so resuming needs no state.
 
     With probability ``start_fraction`` a window starts at the beginning of its history, else at a uniformly drawn episode
-    start from which the history still fills the window (at the beginning if there is none). Raises UserError for options
-    out of range.
+    start from which the history still fills the window (at the beginning if there is none). With ``symmetries`` each window is
+    seen under one of them. Raises UserError for options out of range.
     """
 
     def __init__(
-        self, store: HistoryStore, length: int, *, start_fraction: float = 0.5, keep_every: int = 1, seed: int = 0
+        self,
+        store: HistoryStore,
+        length: int,
+        *,
+        start_fraction: float = 0.5,
+        keep_every: int = 1,
+        symmetries: Sequence[Symmetry] = (),
+        seed: int = 0,
     ):
         if not 0 <= start_fraction <= 1:
             raise UserError(f"start_fraction {start_fraction} was given, expected a share from 0 to 1")
@@ -58,6 +67,7 @@ class WindowSampler:
         self.length = length
         self.start_fraction = start_fraction
         self.keep_every = keep_every
+        self.symmetries = symmetries
         self.seed = seed
 
     def batch(self, step: int, batch_size: int) -> Window:
@@ -70,7 +80,8 @@ class WindowSampler:
             self._draw_start(history, draw) if is_later else 0
             for history, is_later, draw in zip(histories.tolist(), later.tolist(), draws.tolist(), strict=True)
         ]
-        return windows(self.store, histories, np.array(starts), self.length, self.keep_every)
+        window = windows(self.store, histories, np.array(starts), self.length, self.keep_every)
+        return mirrored(window, self.symmetries, rng) if self.symmetries else window
 
     def _draw_start(self, history: int, draw: float) -> int:
         """An episode of the history (counted from 0) from which a full window can be cut; ``draw`` in [0, 1)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from icrl.config import ModelConfig
 from icrl.interfaces import FamilySpec, Observation
-from icrl.models.observations import make_encoder
+from icrl.models.observations import RealEncoder, make_encoder
 
 
 class Previous(NamedTuple):
@@ -28,7 +28,9 @@ class Previous(NamedTuple):
     action: Tensor
     reward: Tensor  # float32
     ended: Tensor  # bool: the episode ended, this token begins the next one
+    observation: Observation  # what the step started from; read only with `config.previous_observation`
     final_observation: Observation  # the step's next observation; read only where `ended`
+    episode_return: Tensor  # float32: rewards of the running episode so far, 0 where it begins; read only with `config.episode_return`
 
 
 class ActionRewardEmbedding(nn.Module):
@@ -64,6 +66,10 @@ class StepTokens(nn.Module):
         self.action_reward = ActionRewardEmbedding(spec.action_space, config)
         self.kind = nn.Embedding(3, config.width)  # first of the window, within an episode, first of a later episode
         self.hidden = nn.Parameter(torch.zeros(config.width))
+        self.previous_observation = None
+        if config.previous_observation:
+            self.previous_observation = make_encoder(config.width, spec.observation_space)
+        self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
         self.positions = config.episode_embedding
         if self.positions:
             self.episode = nn.Embedding(config.window, config.width)
@@ -80,10 +86,14 @@ class StepTokens(nn.Module):
         kind = previous.exists.long() * (1 + previous.ended.long())
         before = self.action_reward(previous.action, previous.reward)
         begins = previous.ended & previous.exists
+        if self.previous_observation is not None:
+            before = before + self.previous_observation(previous.observation)
         x = self.observation(observation) + self.kind(kind) + before * previous.exists[..., None]
         if bool(begins.any()):
             final = self.final_observation(previous.final_observation)
             x = x + final * begins[..., None]
+        if self.episode_return is not None:
+            x = x + self.episode_return(previous.episode_return[..., None])
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden.to(x.dtype), x)
         if self.positions:
