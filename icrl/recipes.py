@@ -237,9 +237,9 @@ def keydoor() -> Recipe:
         model=ModelConfig(window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True),
         objective=ObjectiveConfig("ad", start_fraction=0.4, symmetries=True),
         train=TrainConfig(
-            steps=900, learning_rate=2e-3, validate_every=300, validation_episodes=8, validation_lanes=70
+            steps=1150, learning_rate=2e-3, validate_every=575, validation_episodes=8, validation_lanes=70
         ),
-        evaluations=(EvaluateConfig(episodes=40, lanes=100, baselines=baselines),),
+        evaluations=(EvaluateConfig(episodes=40, lanes=60, baselines=baselines),),
     )
 
 
@@ -290,7 +290,7 @@ def point_robot() -> Recipe:
             sources=(
                 SourceConfig("uniform"),
                 SourceConfig("uniform", scattered=True),
-                SourceConfig("sample_and_hold", {"epsilon": 0.2}, weight=2.0),
+                SourceConfig("misled", {"epsilon": 0.2}, weight=2.0),
             ),
             num_histories=20_000,
             steps_per_history=60,
@@ -307,11 +307,11 @@ def point_robot() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
         train=TrainConfig(
-            steps=6000,
+            steps=3200,
             batch_size=64,
             learning_rate=2e-3,
             final_learning_rate=0.01,
-            validate_every=1000,
+            validate_every=800,
             validation_episodes=3,
             validation_lanes=100,
         ),
@@ -323,11 +323,13 @@ def point_robot() -> Recipe:
 
 def tabular() -> Recipe:
     """Decision-Pretrained Transformer on random tabular MDPs: dynamics and rewards learned in context, beside posterior sampling (PSRL)."""
-    horizon = 20
+    horizon = 15
     return Recipe(
         name="tabular",
         description=_first_line(tabular),
-        family=FamilyConfig("tabular", {"horizon": horizon, "num_train_tasks": 40_000}),
+        family=FamilyConfig(
+            "tabular", {"num_states": 6, "num_actions": 3, "horizon": horizon, "num_train_tasks": 40_000}
+        ),
         collect=CollectConfig(
             sources=(
                 SourceConfig("uniform"),
@@ -342,9 +344,9 @@ def tabular() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
         train=TrainConfig(
-            steps=1500,
+            steps=1300,
             learning_rate=2e-3,
-            validate_every=250,
+            validate_every=325,
             validation_episodes=10,
             validation_lanes=100,
         ),

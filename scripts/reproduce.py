@@ -262,7 +262,7 @@ LINES = (
     Line(
         "point-robot",
         0,
-        "Point-Robot, DPT (privileged data: optimal labels; exact posterior sampling among the sources): episode 1 / 2 / 10",
+        "Point-Robot, DPT (privileged data: optimal labels; demonstrators of other goals): episode 1 / 2 / 10",
         episodes("agent", 1, 2, 10),
         lambda record: f"{episodes('sample_and_hold', 1, 2, 10)(record)}; the optimum {record['optimal_return']:.1f}",
         "",

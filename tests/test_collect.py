@@ -31,6 +31,7 @@ from icrl.interfaces import FamilySpec, Split, UserError
 from icrl.rollout import rollout
 from scripts import collect as collect_command
 from scripts import inspect_data
+from scripts import run as run_command
 from scripts.baselines import baseline_sources, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,6 +300,18 @@ def test_the_command_tells_what_failed_and_does_not_exit_with_0(tmp_path, capsys
         assert errors[-1].startswith("icrl: error: 1 of 3 histories ended early because their environment failed")
     assert inspect_data.main([str(tmp_path / "data")]) == 0
     assert "ended after 3 steps: its environment raised ValueError: boom" in capsys.readouterr().err
+
+
+def test_icrl_run_finishes_and_then_does_not_exit_with_0_either(tmp_path, capsys, monkeypatch):
+    page = tmp_path / "report" / "index.html"
+    monkeypatch.setattr(run_command, "load_recipe", lambda name: failing((1, 3), num_histories=3))
+    monkeypatch.setattr(run_command, "run_recipe", lambda recipe, out, _: gather(recipe, out / "data") and page)
+    monkeypatch.setattr(run_command, "find_record", lambda *_: {})
+    monkeypatch.setattr(run_command, "table", lambda _: "the table")
+    assert run_command.main(["mine", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"the table\n\nreport: {page}" in said.out
+    assert "icrl: error: 1 of 3 histories ended early because their environment failed" in said.err
 
 
 def test_an_action_out_of_its_space_names_history_and_step(tmp_path):
