@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 from icrl.config import (
     CollectConfig,
@@ -12,6 +13,7 @@ from icrl.config import (
     ModelConfig,
     ObjectiveConfig,
     Recipe,
+    RL2Config,
     SourceConfig,
     TrainConfig,
 )
@@ -237,9 +239,9 @@ def keydoor() -> Recipe:
         model=ModelConfig(window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True),
         objective=ObjectiveConfig("ad", start_fraction=0.4, symmetries=True),
         train=TrainConfig(
-            steps=1150, learning_rate=2e-3, validate_every=575, validation_episodes=8, validation_lanes=70
+            steps=900, learning_rate=2e-3, validate_every=300, validation_episodes=8, validation_lanes=70
         ),
-        evaluations=(EvaluateConfig(episodes=40, lanes=60, baselines=baselines),),
+        evaluations=(EvaluateConfig(episodes=40, lanes=100, baselines=baselines),),
     )
 
 
@@ -250,7 +252,10 @@ def minigrid_empty() -> Recipe:
 
 def minigrid_doors() -> Recipe:
     """Distil a Bayes explorer in a MiniGrid room of closed doors: find the one behind which is the goal, then go through it."""
-    return _minigrid(minigrid_doors, "minigrid_doors")
+    recipe = _minigrid(minigrid_doors, "minigrid_doors")
+    (evaluation,) = recipe.evaluations
+    beside = replace(evaluation, baselines=(*evaluation.baselines, "rl2"))
+    return replace(recipe, rl2=RL2Config(steps=500_000), evaluations=(beside,))
 
 
 def _minigrid(function: Callable[[], Recipe], family: str) -> Recipe:
@@ -350,9 +355,7 @@ def tabular() -> Recipe:
             validation_episodes=10,
             validation_lanes=100,
         ),
-        evaluations=(
-            EvaluateConfig(episodes=10, lanes=500, baselines=("random", "optimal", "source", "posterior_sampling")),
-        ),
+        evaluations=(EvaluateConfig(episodes=10, lanes=500, greedy=True),),
     )
 
 
@@ -379,10 +382,10 @@ def cheetah_vel() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=100),
         train=TrainConfig(
-            steps=1500,
+            steps=1000,
             batch_size=32,
             learning_rate=2e-3,
-            validate_every=500,
+            validate_every=250,
             validation_episodes=2,
             validation_lanes=20,
         ),

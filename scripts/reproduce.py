@@ -260,6 +260,14 @@ LINES = (
         for room, what in (("empty", "unseen goal in an empty room"), ("doors", "which of several doors"))
     ),
     Line(
+        "minigrid-doors",
+        0,
+        "the same tasks, RL²: episode 1 / 2 / 5",
+        lambda record: f"{episodes('rl2', 1, 2, 5)(record)}; {record['agents']['rl2']['note']}",
+        lambda record: "–",
+        "",
+    ),
+    Line(
         "point-robot",
         0,
         "Point-Robot, DPT (privileged data: optimal labels; demonstrators of other goals): episode 1 / 2 / 10",
@@ -270,7 +278,7 @@ LINES = (
     Line(
         "tabular",
         0,
-        "random tabular MDPs, DPT (privileged data: optimal labels; PSRL among the sources): episode 1 / 2 / 10; mean of 1 to 10, less PSRL's",
+        "random tabular MDPs, DPT, greedy (privileged data: optimal labels; PSRL among the sources): episode 1 / 2 / 10; mean of 1 to 10, less PSRL's",
         lambda record: f"{episodes('agent', 1, 2, 10)(record)}; {less('source sample_and_hold')(record)}",
         lambda record: f"PSRL {episodes('source sample_and_hold', 1, 2, 10)(record)}",
         "",
