@@ -98,7 +98,8 @@ def test_point_robot():
 
 def test_cheetah_vel():
     (record,), minutes = finished("cheetah-vel")
-    assert record["verdict"]["learned"] and {"optimal", "source misled"} <= set(record["agents"]) and minutes <= 20
+    assert {"optimal", "source misled"} <= set(record["agents"]) and len(curve(record)) == 5 and minutes <= 20
+    assert record["agents"]["agent, rewards hidden"]["agent_minus_this"]["over_tasks"][0] > 0
 
 
 def test_bench(tmp_path):
