@@ -295,7 +295,7 @@ def point_robot() -> Recipe:
             sources=(
                 SourceConfig("uniform"),
                 SourceConfig("uniform", scattered=True),
-                SourceConfig("misled", {"epsilon": 0.2}, weight=2.0),
+                SourceConfig("sample_and_hold", {"epsilon": 0.2}, weight=2.0),
             ),
             num_histories=20_000,
             steps_per_history=60,
@@ -312,11 +312,11 @@ def point_robot() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
         train=TrainConfig(
-            steps=3200,
+            steps=2800,
             batch_size=64,
             learning_rate=2e-3,
             final_learning_rate=0.01,
-            validate_every=800,
+            validate_every=700,
             validation_episodes=3,
             validation_lanes=100,
         ),

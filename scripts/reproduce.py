@@ -129,11 +129,11 @@ def late(row: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def less(row: str) -> Callable[[Mapping[str, Any]], str]:
-    """Mean return of the agent, and how much of it remains after the row's, paired."""
+    """Mean return of the agent, and its difference to the row's, paired."""
 
     def show(record: Mapping[str, Any]) -> str:
         agents = record["agents"]
-        return f"{mean(agents['agent']['mean_return'])}, {mean(agents[row]['agent_minus_this'])} more"
+        return f"{mean(agents['agent']['mean_return'])}, difference {mean(agents[row]['agent_minus_this'], 2)}"
 
     return show
 
@@ -270,7 +270,7 @@ LINES = (
     Line(
         "point-robot",
         0,
-        "Point-Robot, DPT (privileged data: optimal labels; demonstrators of other goals): episode 1 / 2 / 10",
+        "Point-Robot, DPT (privileged data: optimal labels; exact posterior sampling among the sources): episode 1 / 2 / 10",
         episodes("agent", 1, 2, 10),
         lambda record: f"{episodes('sample_and_hold', 1, 2, 10)(record)}; the optimum {record['optimal_return']:.1f}",
         "",
@@ -278,7 +278,7 @@ LINES = (
     Line(
         "tabular",
         0,
-        "random tabular MDPs, DPT, greedy (privileged data: optimal labels; PSRL among the sources): episode 1 / 2 / 10; mean of 1 to 10, less PSRL's",
+        "random tabular MDPs, DPT, greedy (privileged data: optimal labels; PSRL among the sources): episode 1 / 2 / 10; mean of 1 to 10, and less PSRL's",
         lambda record: f"{episodes('agent', 1, 2, 10)(record)}; {less('source sample_and_hold')(record)}",
         lambda record: f"PSRL {episodes('source sample_and_hold', 1, 2, 10)(record)}",
         "",
