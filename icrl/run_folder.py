@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -108,6 +109,18 @@ def read_run(run: Path) -> dict[str, Any]:
 def update_run(run: Path, **values: Any) -> None:
     """Set some entries of run.json, the others stay."""
     replace_file(Path(run) / "run.json", json_bytes({**read_run(run), **values}))
+
+
+@contextmanager
+def timed(run: Path) -> Iterator[None]:
+    """Add the time spent inside to ``seconds`` of run.json, whether it ends well or is interrupted."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        if Path(run).is_dir():
+            seconds = read_run(run).get("seconds", 0.0) + time.perf_counter() - started
+            update_run(run, seconds=round(seconds, 2))
 
 
 def now() -> str:

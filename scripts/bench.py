@@ -22,8 +22,9 @@ import numpy as np
 import psutil
 
 from agents.collect import collect
-from envs import make_family
-from icrl.config import Recipe
+from envs import FAMILIES, family_class, make_family
+from envs.gym_family import GymTaskFamily
+from icrl.config import CollectConfig, FamilyConfig, Recipe, SourceConfig
 from icrl.data.sampling import WindowSampler
 from icrl.data.store import HistoryStore
 from icrl.interfaces import UserError
@@ -32,7 +33,8 @@ from scripts.common import MachineOptions, check_output_file, device_of, run_com
 from scripts.options import parse
 
 STEPPING_LANES, ROLLOUT_LANES = 1024, 64
-COLLECTED = 8192  # histories of 600 steps: long enough for the start of two processes not to matter
+COLLECTED = 8192  # histories of some hundred steps: long enough for the start of two processes not to matter
+PPO_STEPS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,38 @@ def collection(recipe: Recipe, folder: Path, repeats: int) -> Figure:
 
     median, best = rate_of(work, repeats)
     return Figure("collection with a Bayes explorer to disk, 2 workers", "transitions/s", median, best, repeats, 5e5)
+
+
+def native_collection(folder: Path, repeats: int) -> list[Figure]:
+    """Uniform actions in every family whose lanes are stepped together (not through Gymnasium), from starting the processes to the disk."""
+    figures = []
+    for name in (name for name in FAMILIES if not issubclass(family_class(name), GymTaskFamily)):
+        config = CollectConfig((SourceConfig("uniform"),), num_histories=COLLECTED, steps_per_history=400, workers=2)
+        recipe = Recipe(name="bench", description="", family=FamilyConfig(name), collect=config)
+
+        def work(recipe: Recipe = recipe) -> float:
+            with tempfile.TemporaryDirectory(dir=folder) as data:
+                return collect(recipe, Path(data), progress=False).num_transitions
+
+        median, best = rate_of(work, repeats)
+        title = f"  collection of uniform actions, {name}"
+        figures.append(Figure(title, "transitions/s", median, best, repeats, 3e5))
+    return figures
+
+
+def ppo_collection(recipe: Recipe, folder: Path) -> Figure:
+    """Stable-Baselines3's PPO on eight tasks: how much faster two processes are than one, once."""
+    config = dataclasses.replace(
+        recipe.collect, sources=(SourceConfig("sb3"),), num_histories=8, steps_per_history=PPO_STEPS
+    )
+    recipe = dataclasses.replace(recipe, collect=config)
+    seconds = []
+    for workers in (1, 2):
+        start = time.perf_counter()
+        collect(recipe, folder / f"ppo-{workers}", workers=workers, progress=False)
+        seconds.append(time.perf_counter() - start)
+    speedup = seconds[0] / seconds[1]
+    return Figure("PPO histories of 8 tasks, 2 workers over 1", "x", speedup, speedup, 1, 1.6)
 
 
 def training(recipe: Recipe, store: HistoryStore, device: str, repeats: int) -> list[Figure]:
@@ -258,6 +292,9 @@ def command(argv: list[str]) -> None:
         _announce("stepping, collection")
         figures = [stepping(options.repeats)]
         figures.append(collection(recipe, Path(temporary), max(1, options.repeats // 2)))
+        figures += native_collection(Path(temporary), max(1, options.repeats // 2))
+        _announce("collection by PPO")
+        figures.append(ppo_collection(recipe, Path(temporary)))
         store = HistoryStore.open(Path(temporary) / "data-0", verify=False)
         _announce("training")
         figures += training(recipe, store, device, options.repeats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +43,6 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
 
     Raises UserError for contradictory options or a folder that holds something else, before any work.
     """
-    started = time.perf_counter()
     family = check_recipe(recipe)
     device = device_of(machine)
     from icrl import run_folder
@@ -55,18 +53,17 @@ def run_recipe(recipe: Recipe, out: Path, machine: MachineOptions) -> Path:
     check_records(out)
     if left_to_train(recipe, family, out):
         training_module()  # whether it can be trained is asked before any work
-    store = _collected(recipe, family, out / "data")
-    _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
-    best = train_policy(recipe, store, family, out, device, machine.threads)
-    _say(2, f"best checkpoint: {best.name}")
-    if recipe.rl2.steps:
-        _say(2, train_rl2(recipe, family, out, device).note)
-    _evaluated(recipe, out, device)
-    _say(3, f"{len(records_of(out))} evaluations in {out / 'evaluation.json'}")
-    page = build_report([out], out / "report")
-    seconds = time.perf_counter() - started
-    run_folder.update_run(out, seconds=round(run_folder.read_run(out).get("seconds", 0.0) + seconds, 2))
-    _say(4, f"report written, {seconds:.0f} s in all")
+    with run_folder.timed(out):
+        store = _collected(recipe, family, out / "data")
+        _say(1, f"{store.num_histories:,} histories, {store.num_transitions:,} transitions")
+        best = train_policy(recipe, store, family, out, device, machine.threads)
+        _say(2, f"best checkpoint: {best.name}")
+        if recipe.rl2.steps:
+            _say(2, train_rl2(recipe, family, out, device).note)
+        _evaluated(recipe, out, device)
+        _say(3, f"{len(records_of(out))} evaluations in {out / 'evaluation.json'}")
+        page = build_report([out], out / "report")
+    _say(4, f"report written, {run_folder.read_run(out)['seconds']:.0f} s in all")
     return page
 
 

@@ -20,15 +20,20 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "load_recipe", lambda name: tiny())
     monkeypatch.setattr(bench, "STEPPING_LANES", 8)
     monkeypatch.setattr(bench, "COLLECTED", 64)
+    monkeypatch.setattr(bench, "PPO_STEPS", 64)
+    monkeypatch.setattr(bench, "FAMILIES", {"darkroom": "", "half_cheetah_vel": "", "point_robot": ""})
     monkeypatch.setattr("icrl.throughput.matrix_rate", lambda device: 1e9)
     assert bench.main(["--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
     written = json.loads((tmp_path / "bench.json").read_text())
     figures = [bench.Figure(**figure) for figure in written["figures"]]
     assert all(math.isfinite(f.median) and min(f.median, f.best) > 0 for f in figures)
-    asked = [f.name.split(",")[0] for f in figures if f.bar is not None]
+    asked = [f.name.strip() if "uniform" in f.name else f.name.split(",")[0] for f in figures if f.bar is not None]
     assert asked == [
         "Dark Room stepping",
         "collection with a Bayes explorer to disk",
+        "collection of uniform actions, darkroom",
+        "collection of uniform actions, point_robot",
+        "PPO histories of 8 tasks",
         "training",
         "cached roll-out",
         "cached roll-out over re-encoding the window",

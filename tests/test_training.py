@@ -357,3 +357,13 @@ def test_threads_are_put_back(store, tmp_path):
     with training._threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_the_time_of_a_stopped_run_counts(tmp_path, monkeypatch):
+    clock = iter([1.0, 3.0, 10.0, 14.5])
+    monkeypatch.setattr(run_folder.time, "perf_counter", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt), run_folder.timed(tmp_path):
+        raise KeyboardInterrupt
+    with run_folder.timed(tmp_path):
+        pass
+    assert run_folder.read_run(tmp_path)["seconds"] == 6.5
