@@ -239,9 +239,14 @@ def keydoor() -> Recipe:
         model=ModelConfig(window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True),
         objective=ObjectiveConfig("ad", start_fraction=0.4, symmetries=True),
         train=TrainConfig(
-            steps=900, learning_rate=2e-3, validate_every=300, validation_episodes=8, validation_lanes=70
+            steps=2200,
+            batch_size=32,
+            learning_rate=2e-3,
+            validate_every=550,
+            validation_episodes=8,
+            validation_lanes=70,
         ),
-        evaluations=(EvaluateConfig(episodes=40, lanes=100, baselines=baselines),),
+        evaluations=(EvaluateConfig(episodes=40, lanes=60, baselines=baselines),),
     )
 
 
