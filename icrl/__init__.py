@@ -20,15 +20,17 @@ def load(
     seed: int = 0,
     greedy: bool = False,
     append: Literal["step", "episode"] = "step",
+    target_return: float | None = None,
     device: str = "cpu",
 ) -> InContextAgent:
     """The in-context agent of a run folder, with its weights frozen and its context empty.
 
     Call ``reset(number of lanes)``, then ``act(observation)`` and ``observe(step)`` in turn; ``save_context`` and ``restore_context`` keep what it
-    has learned of its tasks. Raises UserError where the run has no checkpoint or a damaged one, or its layout cannot ``append`` so.
+    has learned of its tasks. A return-conditioned policy is asked for ``target_return`` per episode, by default what its recipe says. Raises UserError where the run has no checkpoint or a damaged one, or its layout cannot ``append`` so.
     """
     from icrl.checkpoint import load_policy
     from icrl.in_context import InContextAgent
 
-    policy = load_policy(Path(run), checkpoint, device)[0]
-    return InContextAgent(policy, seed=seed, greedy=greedy, append=append)
+    policy, recipe, _ = load_policy(Path(run), checkpoint, device)
+    target = recipe.objective.target_return if target_return is None else target_return
+    return InContextAgent(policy, seed=seed, greedy=greedy, append=append, target_return=target)

@@ -51,6 +51,50 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class MemoryConfig:
+    """Retrieval memory: experience that the window no longer holds, cut into chunks and found again by what was just seen (RA-DT: Schmied et al. 2024).
+
+    A policy that reads whole lives is trained with chunks of the same history from before the window, an episodic one with chunks of other trajectories;
+    at deployment both remember the lane's own past.
+    """
+
+    k: int = 0
+    """Chunks that a retrieval brings; 0: no memory."""
+    chunk: int = 25
+    """Steps between two cuts. A chunk holds this many steps before its cut, by which it is found, and as many after it."""
+    every: int = 25
+    """Steps of the window between two retrievals."""
+    layers: Literal["first", "all"] = "all"
+    """Blocks that attend to what was retrieved."""
+    encoder: str = "projection"
+    """What makes keys of observations: `projection` (a fixed random one), `policy:RUN` (the frozen policy of a finished run), `language:FOLDER` (a fixed
+    random projection into the token embeddings of a language model in that folder)."""
+    key_width: int = 64
+    """Width of the keys of `projection`."""
+    candidates: int = 50
+    """Nearest chunks among which the selection chooses."""
+    selection: Literal["top", "coverage", "diverse", "sequential"] = "top"
+    """`top`: the best by score. `coverage`: a set that covers the parts of the query. `diverse`: maximal marginal relevance. `sequential`: each given those
+    chosen before it."""
+    utility: float = 1.0
+    """Weight of a candidate's utility beside its relevance: the return of its episode, in an episodic policy's training whether it is of the same task."""
+    twin: float = 0.98
+    """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
+    empty: float = 0.1
+    """Share of training windows whose memory is empty."""
+    query_dropout: float = 0.2
+    """Share of a query's observations that are left out in training."""
+    capacity: int = 10_000
+    """Chunks that a lane's memory holds; when it is full, the oldest of those with the lowest utility goes."""
+    pool: int = 32_768
+    """Episodic policies: chunks of the dataset among which training searches, drawn at random."""
+    index: Literal["exact", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = "exact"
+    """How the pool is searched."""
+    confidence: float = 1.0
+    """At deployment a retrieval is renewed only if the last action was less probable than this; 1: always."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The backbone, the same for every objective."""
 
@@ -84,10 +128,24 @@ class ModelConfig:
     episode_return: bool = False
     """Add an embedding of the return of the running episode so far (layout `step`): what the rewards of an episode add up to need not be
     found by attention. Right where an episode has parts, as a key and then a door."""
+    episodic: bool = False
+    """Layout `step`: the window stays inside one episode; at its end the context is forgotten, and only a memory remains."""
+    return_to_go: bool = False
+    """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on."""
+    interleaved: bool = False
+    """Layout `step`: tokens of their own for what was done and earned, for the return to go and for the observation, as published, instead of one
+    that holds them all."""
     exact_set: bool = False
     """Layout `transition`: context tokens see only themselves, so that the order of the context provably does not matter."""
     dropout: float = 0.0
     """Dropout on attention output and feed-forward output."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Retrieval memory."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step in layout `step`."""
+        return 2 + self.return_to_go if self.interleaved else 1
 
     @property
     def attention_width(self) -> int:
@@ -99,14 +157,17 @@ class ModelConfig:
 class ObjectiveConfig:
     """What the policy learns to predict, and from which windows."""
 
-    name: Literal["ad", "dpt"] = "ad"
-    """`ad`: the source's own actions. `dpt`: the optimal action for every prefix of the context."""
+    name: Literal["ad", "dpt", "dt"] = "ad"
+    """`ad`: the source's own actions. `dpt`: the optimal action for every prefix of the context. `dt`: the action that was taken, given the return still
+    to come; with a memory, RA-DT."""
+    target_return: float = 0.0
+    """DT: return of an episode that the policy is asked for when it acts."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
     token_mask: float = 0.0
     """AD: probability that a past token's inputs are hidden in training."""
     label_smoothing: float = 0.0
-    """AD: label smoothing of the action loss."""
+    """AD, DT: label smoothing of the action loss."""
     intended_labels: bool = True
     """AD: learn the action that the source meant, where it is known, instead of the executed (noisy) one."""
     symmetries: bool = False

@@ -59,13 +59,14 @@ class Context:
         self.episode_step[lanes] = 0
         self.episode_return[lanes] = 0
 
-    def drop_oldest(self, lane: int, needed: int, whole_episodes: bool) -> None:
-        """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free."""
+    def drop_oldest(self, lane: int, needed: int, whole_episodes: bool, multiple: int = 1) -> int:
+        """Drop a lane's oldest transitions, or whole episodes of them, until ``needed`` slots are free; a multiple of ``multiple``. How many they were."""
         length = int(self.lengths[lane])
         cut = length + needed - self.window
         if whole_episodes:
             ends = np.flatnonzero(self.columns["ended"][lane, :length]) + 1
             cut = int(min(ends[ends >= cut], default=cut))  # an episode longer than the horizon is cut within
+        cut = min(-(-cut // multiple), length // multiple) * multiple
 
         def shift(column: Array) -> None:
             column[lane, : length - cut] = column[lane, cut:length].copy()
@@ -73,6 +74,7 @@ class Context:
         for column in self.columns.values():
             map_observation(shift, column)
         self.lengths[lane] = length - cut
+        return cut
 
     def episodes(self, lanes: Array, length: int) -> Array:
         """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, returns_around
 from icrl.evaluation import AgentFactory
 from icrl.interfaces import Array, Family, Step, UserError
 from icrl.seeding import LaneStreams, generator
@@ -79,6 +79,8 @@ def _context(action: Array, reward: Array) -> Window:
     observation = np.zeros((batch, length, 1), np.int16)
     nothing = np.zeros((batch, length), bool)
     steps = np.broadcast_to(np.arange(length), (batch, length))
+    episode = np.zeros((batch, length), np.int16)
+    earned, to_come = returns_around(reward, episode)
     lanes, none_of_training = np.arange(batch), np.full(batch, -1)
     return Window(
         observation=observation,
@@ -90,11 +92,13 @@ def _context(action: Array, reward: Array) -> Window:
         target_action=None,
         optimal_action=None,
         behaviour_log_prob=None,
-        episode=np.zeros((batch, length), np.int16),
+        episode=episode,
         episode_step=steps,
+        episode_return=earned,
+        return_to_go=to_come,
         valid=~nothing,
         history=lanes,
-        first_episode=np.zeros(batch, np.int64),
+        start=np.zeros(batch, np.int64),
         task=none_of_training,
         source=none_of_training,
         scattered=np.zeros(batch, bool),

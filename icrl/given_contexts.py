@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, returns_around
 from icrl.interfaces import Agent, Array, Observation, TaskVectorEnv, map_observation
 from icrl.rollout import Turn, rollout
 
@@ -29,11 +29,13 @@ def _window(turns: list[Turn]) -> Window:
     starts = np.concatenate([np.ones_like(ended[:, :1]), ended[:, :-1]], 1)
     index = np.broadcast_to(np.arange(ended.shape[1]), ended.shape)
     episode_step = index - np.maximum.accumulate(np.where(starts, index, 0), 1)
+    reward = _stack([step.reward for step in steps]).astype(np.float32)
+    earned, to_come = returns_around(reward, episode)
     none_of_training = np.full(len(ended), -1)
     return Window(
         observation=_stack([step.observation for step in steps]),
         action=_stack([step.action for step in steps]),
-        reward=_stack([step.reward for step in steps]).astype(np.float32),
+        reward=reward,
         terminated=_stack([step.terminated for step in steps]),
         truncated=_stack([step.truncated for step in steps]),
         next_observation=_stack([step.next_observation for step in steps]),
@@ -41,10 +43,12 @@ def _window(turns: list[Turn]) -> Window:
         optimal_action=None,
         behaviour_log_prob=None,
         episode=episode.astype(np.int16),
-        episode_step=episode_step.astype(np.int16),
+        episode_step=episode_step,
+        episode_return=earned,
+        return_to_go=to_come,
         valid=np.ones(ended.shape, bool),
         history=np.arange(len(ended)),
-        first_episode=np.zeros(len(ended), np.int64),
+        start=np.zeros(len(ended), np.int64),
         task=none_of_training,
         source=none_of_training,
         scattered=np.zeros(len(ended), bool),  # a given context keeps its order

@@ -25,6 +25,8 @@ from icrl.data.sampling import Window
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import replace_file
 from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
+from icrl.memory.encoders import Encoder, make_encoder
+from icrl.memory.recall import Recall
 from icrl.models.heads import CategoricalHead
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
@@ -58,11 +60,16 @@ class InContextAgent:
         Take the most probable action instead of sampling.
     append : "step" or "episode"
         When transitions join what the policy sees: at once, or (layout ``transition``, as Lee et al. 2023 published DPT) when their episode ends.
+    target_return : float, optional
+        What a return-conditioned policy is asked to earn in each episode.
+    encoder : Encoder, optional
+        Makes the keys of a policy with a memory; by default the one that its configuration names.
 
     Raises
     ------
     UserError
-        If transitions are to join by episodes in layout ``step``, whose tokens are the running episode.
+        If transitions are to join by episodes in layout ``step``, whose tokens are the running episode, or a return-conditioned policy is asked for no
+        return.
     """
 
     def __init__(
@@ -73,9 +80,20 @@ class InContextAgent:
         seed: int = 0,
         greedy: bool = False,
         append: Literal["step", "episode"] = "step",
+        target_return: float | None = None,
+        encoder: Encoder | None = None,
     ):
         check_append(append, policy.config.layout)
-        self.append = append
+        if policy.config.return_to_go and target_return is None:
+            raise UserError(
+                "this policy is conditioned on the return still to come: give the target_return of an episode"
+            )
+        self.append, self.target_return = append, target_return or 0.0
+        self.recall: Recall | None = None
+        self._encoder = encoder
+        if policy.config.memory.k and encoder is None:
+            self._encoder = make_encoder(policy.spec, policy.config.memory)
+        self._sure: Array | None = None
         self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
         self._boundary = Boundary(policy.spec)
         self.num_lanes = 0
@@ -95,6 +113,8 @@ class InContextAgent:
                 )
             self.context = Context(self.num_lanes, self.policy.config.window)
             self.cache = self.policy.empty_cache(self.num_lanes)
+            if self._encoder is not None:
+                self.recall = Recall(self.policy, self._encoder, self.num_lanes)
             lanes = np.arange(self.num_lanes)
         index = np.asarray(lanes, np.int64)
         if self.num_lanes == 0 or (len(index) and not 0 <= index.min() <= index.max() < self.num_lanes):
@@ -103,6 +123,8 @@ class InContextAgent:
             )
         self.context.forget(index)
         self._empty_cache(index)
+        if self.recall is not None:
+            self.recall.forget(index)
         self._pending = np.zeros(self.num_lanes, bool) if len(index) == self.num_lanes else self._pending
         self._pending[index] = False
 
@@ -112,6 +134,8 @@ class InContextAgent:
         self._boundary.check_observation("observation", observation, self.num_lanes)
         self._boundary.check_mask(action_mask, self.num_lanes)
         action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.greedy, action_mask)
+        if self.recall is not None and self.recall.config.confidence < 1:
+            self._sure = log_prob >= np.log(self.recall.config.confidence)
         return Decision(action, None, log_prob)
 
     @torch.no_grad()
@@ -132,6 +156,13 @@ class InContextAgent:
             return
         self.context.append(step)
         self._pending[:] = self.append == "step"
+        if self.policy.config.episodic:
+            over = np.flatnonzero(step.ended)
+            self.context.forget(over)
+            self._empty_cache(over)
+        if self.recall is not None:
+            self.recall.add(step)
+            self.recall.begin(np.arange(self.num_lanes), self.context.lengths, self._sure)
 
     # contexts
 
@@ -235,7 +266,8 @@ class InContextAgent:
     def _catch_up(self) -> None:
         """Make the cache hold what the context does: read what was observed without a choice, forget a second look at one observation."""
         step = self.policy.config.layout == "step"
-        held = self.context.lengths if step else 1 + self._seen(slice(None)) - self._pending
+        each = self.policy.config.tokens_per_step
+        held = each * self.context.lengths if step else 1 + self._seen(slice(None)) - self._pending
         expected = torch.as_tensor(held, device=self.policy.device)
         behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
         if len(behind):
@@ -258,13 +290,16 @@ class InContextAgent:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
         config, horizon = self.policy.config, self.policy.spec.horizon
         window = config.window
-        whole_episodes = config.layout == "step" and 2 * horizon <= window
+        whole_episodes = config.layout == "step" and 2 * horizon <= window and self.recall is None
         needed = np.where(self.context.episode_step == 0, horizon if whole_episodes else 1, 1)
         full = np.flatnonzero(self.context.lengths + needed > window)
         if len(full) == 0:
             return
-        for lane in full:
-            self.context.drop_oldest(int(lane), max(int(needed[lane]), window // 2), whole_episodes)
+        every = config.memory.every if self.recall is not None else 1
+        for lane in full.tolist():
+            cut = self.context.drop_oldest(lane, max(int(needed[lane]), window // 2), whole_episodes, every)
+            if self.recall is not None:
+                self.recall.shift(lane, cut // every)
         self._reread(full)
 
     @torch.no_grad()
@@ -312,10 +347,12 @@ class InContextAgent:
             map_observation(shift, columns["observation"]),
             map_observation(shift, columns["next_observation"]),
             columns["episode_return"],
+            self.target_return - columns["episode_return"],
         )
         episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
+        memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
         self.policy.step_cached(
-            columns["observation"], previous, episode, columns["episode_step"], self.cache, index, kept
+            columns["observation"], previous, episode, columns["episode_step"], self.cache, index, kept, memory
         )
 
     def _step(self, observation: Observation) -> torch.Tensor:
@@ -340,11 +377,26 @@ class InContextAgent:
             reward, ended = now(np.zeros(self.num_lanes, np.float32)), now(np.zeros(self.num_lanes, bool))
             before = final = map_observation(now, observation)
             episode = np.zeros(self.num_lanes, np.int64)
-        previous = Previous(now(context.lengths > 0), action, reward, ended, before, final, now(context.episode_return))
+        earned = now(context.episode_return)
+        previous = Previous(
+            now(context.lengths > 0), action, reward, ended, before, final, earned, self.target_return - earned
+        )
+        memory = None if self.recall is None else self.recall.look(context.lengths, self._limits())
         output = self.policy.step_cached(
-            map_observation(now, observation), previous, now(episode), now(context.episode_step), self.cache
+            map_observation(now, observation),
+            previous,
+            now(episode),
+            now(context.episode_step),
+            self.cache,
+            memory=memory,
         )
         return output[:, 0]
+
+    def _limits(self) -> Array:
+        """(B,) steps of the lanes' lives by which a chunk must have ended to be retrieved: the window's beginning, or that of its episode."""
+        assert self.recall is not None
+        within = self.context.episode_step if self.policy.config.episodic else self.context.lengths
+        return self.recall.memory.life - within
 
     def _query(self, observation: Observation) -> torch.Tensor:
         """Layout ``transition``: append the last transition where there is one, and ask -> head parameters (B, ·)."""

@@ -62,7 +62,9 @@ class Learner:
     def work_of(self, batch: int) -> tuple[int, float]:
         """Tokens, and floating-point operations, of one optimiser step on ``batch`` windows."""
         model, queries = self.recipe.model, queries_per_window(self.recipe.model, self.recipe.objective)
-        length = model.window if model.layout == "step" else 1 + model.window + queries  # 1: the beginning
+        length = (
+            model.window * model.tokens_per_step if model.layout == "step" else 1 + model.window + queries
+        )  # 1: the beginning
         return batch * length, self.policy.flops_per_window(batch, length, queries)
 
     def update(self, window: Window, step: int) -> Update:

@@ -32,6 +32,8 @@ from icrl.data.symmetry import symmetries_of
 from icrl.evaluation import run_episodes
 from icrl.in_context import InContextAgent
 from icrl.interfaces import Array, Family, Split, UserError
+from icrl.memory.encoders import Encoder, make_encoder
+from icrl.memory.training import make_history_memory
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
@@ -121,12 +123,16 @@ class _Training:
     ):
         self.learner, self.store, self.family, self.run = learner, store, family, run
         self.monitor, self.stop, self.progress = monitor, stop, progress
-        recipe = learner.recipe
+        recipe, model = learner.recipe, learner.recipe.model
+        self.encoder = make_encoder(learner.spec, model.memory) if model.memory.k else None
         self.sampler = WindowSampler(
             store,
-            recipe.model.window,
+            model.window,
             start_fraction=recipe.objective.start_fraction,
             keep_every=recipe.objective.keep_every,
+            anywhere=self.encoder is not None and not model.episodic,
+            episodic=model.episodic,
+            memory=make_history_memory(store, model, self.encoder, recipe.seed) if self.encoder is not None else None,
             symmetries=symmetries_of(family) if recipe.objective.symmetries else (),
             seed=recipe.seed,
         )
@@ -183,7 +189,7 @@ class _Training:
         """Roll out on validation tasks, log it, and note whether these are the best weights so far."""
         start = time.perf_counter()
         bar.set_description("validate")
-        curve = validation_curve(self.learner, self.store, self.family)
+        curve = validation_curve(self.learner, self.store, self.family, self.encoder)
         bar.set_description("train")
         score = float(curve.mean())
         self.monitor.validation(done.step, curve, time.perf_counter() - start)
@@ -200,7 +206,7 @@ class _Training:
         run_folder.update_run(self.run, steps_trained=done.step, seconds_trained=round(done.seconds, 2))
 
 
-def validation_curve(learner: Learner, store: HistoryStore, family: Family) -> Array:
+def validation_curve(learner: Learner, store: HistoryStore, family: Family, encoder: Encoder | None = None) -> Array:
     """(E,) mean return of each episode in context on validation tasks, with the same random numbers at every call."""
     config, seed = learner.recipe.train, learner.recipe.seed
     tasks = store.split.validation
@@ -210,7 +216,8 @@ def validation_curve(learner: Learner, store: HistoryStore, family: Family) -> A
         )
     env = family.make_vec(tasks[np.arange(config.validation_lanes) % len(tasks)])
     streams = LaneStreams(seed, "validation", "agent", lane_ids=config.validation_lanes)
-    agent = InContextAgent(learner.policy, streams=streams)
+    target = learner.recipe.objective.target_return
+    agent = InContextAgent(learner.policy, streams=streams, target_return=target, encoder=encoder)
     try:
         returns, _ = run_episodes(
             agent,

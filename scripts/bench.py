@@ -214,7 +214,7 @@ def _re_encoding(policy: Any, window: int, horizon: int, device: str, repeats: i
     off = torch.zeros(shape, dtype=torch.bool, device=device)
     index = torch.arange(window, device=device).expand(shape)
     previous = Previous(
-        off, torch.zeros(shape, dtype=torch.int64, device=device), off.float(), off, row, row, off.float()
+        off, torch.zeros(shape, dtype=torch.int64, device=device), off.float(), off, row, row, off.float(), off.float()
     )
 
     @torch.no_grad()

@@ -60,9 +60,20 @@ def agent_factories(
 ) -> dict[str, AgentFactory]:
     """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row."""
     from icrl.in_context import InContextAgent
+    from icrl.memory.encoders import make_encoder
+
+    memory = policy.config.memory
+    encoder = make_encoder(policy.spec, memory) if memory.k else None
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
-        return InContextAgent(policy, streams=streams, greedy=config.greedy, append=config.append)
+        return InContextAgent(
+            policy,
+            streams=streams,
+            greedy=config.greedy,
+            append=config.append,
+            target_return=recipe.objective.target_return,
+            encoder=encoder,
+        )
 
     baselines = baseline_sources(recipe, config, run)
     return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}

@@ -9,7 +9,7 @@ import torch
 from gymnasium.spaces import Discrete, MultiDiscrete
 
 from icrl.config import ModelConfig
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, returns_around
 from icrl.in_context import InContextAgent
 from icrl.interfaces import FamilySpec, Step, UserError
 from icrl.models.policy import make_policy
@@ -24,6 +24,7 @@ def make_agent(
     window=10,
     greedy=False,
     append: Literal["step", "episode"] = "step",
+    target_return: float | None = None,
     **options,
 ):
     spec = FamilySpec("toy", MultiDiscrete([5, 5]), Discrete(3), HORIZON)
@@ -36,7 +37,7 @@ def make_agent(
             parameter.add_(
                 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
             )
-    return InContextAgent(policy, seed=1, greedy=greedy, append=append)
+    return InContextAgent(policy, seed=1, greedy=greedy, append=append, target_return=target_return)
 
 
 class Script:
@@ -93,10 +94,12 @@ def as_window(agent, lane, observation):
     starts = np.concatenate([[0], np.flatnonzero(ended) + 1])
     step = np.arange(n + 1) - starts[episode]
     pad = lambda a, last: np.concatenate([a.reshape(n, *np.shape(last)), np.asarray(last)[None]])[None]  # noqa: E731
+    reward = pad(take("reward"), 0).astype(np.float32)
+    earned, to_come = returns_around(reward, episode[None])
     return Window(
-        pad(take("observation"), observation), pad(take("action"), 0).astype(int), pad(take("reward"), 0).astype(np.float32),
+        pad(take("observation"), observation), pad(take("action"), 0).astype(int), reward,
         pad(ended, False), np.zeros((1, n + 1), bool), pad(take("next_observation"), observation), None, None, None,
-        episode[None], step[None], np.ones((1, n + 1), bool), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int),
+        episode[None], step[None], earned, to_come, np.ones((1, n + 1), bool), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int),
         np.zeros(1, int), np.zeros(1, bool),
     )  # fmt: skip
 
@@ -199,7 +202,7 @@ def given_context(lanes, length, seed=0):
     return Window(
         rng.integers(0, 5, (lanes, length, 2)), rng.integers(0, 3, (lanes, length)), rng.random((lanes, length)).astype(np.float32),
         np.ones((lanes, length), bool), zeros > 0, rng.integers(0, 5, (lanes, length, 2)), None, None, None,
-        np.tile(np.arange(length), (lanes, 1)), zeros, zeros == 0, np.arange(lanes), np.zeros(lanes, int), np.zeros(lanes, int),
+        np.tile(np.arange(length), (lanes, 1)), zeros, zeros.astype(np.float32), zeros.astype(np.float32), zeros == 0, np.arange(lanes), np.zeros(lanes, int), np.zeros(lanes, int),
         np.zeros(lanes, int), np.ones(lanes, bool),
     )  # fmt: skip
 

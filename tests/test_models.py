@@ -57,6 +57,7 @@ def step_inputs(policy, batch=3, length=10, seed=0):
         draw(spec.observation_space, batch, length, seed + 3),
         draw(spec.observation_space, batch, length, seed + 1),
         torch.rand(batch, length, generator=random),
+        torch.rand(batch, length, generator=random),
     )
     episode = (ended & exists).long().cumsum(1)
     return (
@@ -74,7 +75,11 @@ def cut(inputs, index):
     return take(observation), Previous(*(take(p) for p in previous)), episode[index], step[index]
 
 
-@pytest.mark.parametrize("options", [{}, {"previous_observation": True, "episode_return": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"previous_observation": True, "episode_return": True}, {"interleaved": True, "return_to_go": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("action", ACTIONS)
 @torch.no_grad()

@@ -15,17 +15,22 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, returns_around
 from icrl.interfaces import FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
 from icrl.objectives import OBJECTIVES, check_objective, make_objective
-from icrl.objectives.base import masked_loss, previous_steps, return_before, step_window
+from icrl.objectives.base import masked_loss, previous_steps, step_window
 from icrl.objectives.dpt import asked_observations, shuffled_order
 
 LENGTH, NUM = 12, 700
 Layout = Literal["step", "transition"]
-CASES: list[tuple[Literal["ad", "dpt"], Layout]] = [("ad", "step"), ("dpt", "step"), ("dpt", "transition")]
+CASES: list[tuple[Literal["ad", "dpt", "dt"], Layout]] = [
+    ("ad", "step"),
+    ("dpt", "step"),
+    ("dpt", "transition"),
+    ("dt", "step"),
+]
 every_objective = pytest.mark.parametrize("name, layout", CASES)
 
 
@@ -41,27 +46,32 @@ def optimal(observation):
     return (observation + 3) % NUM
 
 
-def encoded(lengths=(LENGTH, LENGTH, LENGTH), first_episode: Any = 0, scattered: Any = False) -> Window:
+def encoded(lengths=(LENGTH, LENGTH, LENGTH), start: Any = 0, scattered: Any = False) -> Window:
     """Windows (B, 12) of episodes of four steps, padded behind the given lengths; rewards and next observations tell the step, too."""
     batch, steps = len(lengths), np.arange(LENGTH)
     valid = steps < np.array(lengths)[:, None]
     observation = (100 * np.arange(batch)[:, None] + steps).astype(np.uint16)
     ended = np.broadcast_to(steps % 4 == 3, valid.shape) & valid
+    reward = observation.astype(np.float32) / NUM * valid
+    episode = np.broadcast_to(steps // 4, valid.shape).astype(np.int16) * valid
+    earned, to_come = returns_around(reward, episode)
     window = Window(
         observation=observation,
         action=executed(observation),
-        reward=observation.astype(np.float32) / NUM,
+        reward=reward,
         terminated=ended,
         truncated=np.zeros_like(ended),
         next_observation=(observation + 50).astype(np.uint16),
         target_action=intended(observation),
         optimal_action=optimal(observation),
         behaviour_log_prob=None,
-        episode=np.broadcast_to(steps // 4, valid.shape).astype(np.int16),
+        episode=episode,
         episode_step=np.broadcast_to(steps % 4, valid.shape).astype(np.int16),
+        episode_return=earned,
+        return_to_go=to_come,
         valid=valid,
         history=np.arange(batch),
-        first_episode=np.broadcast_to(np.asarray(first_episode), (batch,)),
+        start=np.broadcast_to(np.asarray(start), (batch,)),
         task=np.zeros(batch, int),
         source=np.zeros(batch, int),
         scattered=np.broadcast_to(np.asarray(scattered), (batch,)),
@@ -80,6 +90,8 @@ PER_STEP = (
     "optimal_action",
     "episode",
     "episode_step",
+    "episode_return",
+    "return_to_go",
 )
 
 
@@ -106,9 +118,7 @@ def cut(window: Window, length: int) -> Window:
 
 def take(window: Window, of_steps, of_rows) -> Window:
     columns = {name: map_observation(of_steps, getattr(window, name)) for name in (*PER_STEP, "valid")}
-    columns |= {
-        name: of_rows(getattr(window, name)) for name in ("history", "first_episode", "task", "source", "scattered")
-    }
+    columns |= {name: of_rows(getattr(window, name)) for name in ("history", "start", "task", "source", "scattered")}
     return replace(window, **columns)
 
 
@@ -125,7 +135,7 @@ class Stub:
         labels = self.answer(observation.long())
         return 100.0 * torch.nn.functional.one_hot(labels, NUM).float()
 
-    def step_window(self, observation, previous, episode, episode_step, hidden=None):
+    def step_window(self, observation, previous, episode, episode_step, hidden=None, memory=None):
         self.observation, self.previous, self.hidden = observation, previous, hidden
         return self._output(observation)
 
@@ -255,11 +265,6 @@ def test_a_token_holds_its_observation_and_the_step_before_it():
         np.testing.assert_array_equal(part[:, 1:], column[:, :-1])
 
 
-def test_the_return_so_far_is_that_of_the_running_episode():
-    reward, step = np.array([[1, 2, 4, 8, 16, 32]], np.float32), np.array([[0, 1, 2, 0, 1, 0]])
-    assert return_before(reward, step).tolist() == [[0, 1, 3, 0, 8, 0]]
-
-
 def test_an_episode_ends_whether_terminated_or_truncated():
     window = encoded()
     swapped = replace(window, terminated=window.truncated, truncated=window.terminated)
@@ -375,12 +380,12 @@ def test_ad_asks_for_what_the_source_meant_where_that_is_known_and_wanted():
 
 def test_ad_counts_no_loss_on_the_first_episode_of_a_window_that_starts_mid_history():
     wrong_at_first = Stub("step", lambda o: torch.where(o % 100 < 4, executed(o), intended(o)))
-    middle = loss_of("ad", wrong_at_first, encoded(first_episode=[3, 1, 2]))
+    middle = loss_of("ad", wrong_at_first, encoded(start=[12, 4, 8]))
     assert middle.loss == 0 and middle.metrics["accuracy"] == 1
     np.testing.assert_array_equal(middle.accuracy_by_position, [np.nan] * 4 + [1] * 8)
-    beginning = loss_of("ad", wrong_at_first, encoded(first_episode=0))
+    beginning = loss_of("ad", wrong_at_first, encoded(start=0))
     np.testing.assert_array_equal(beginning.accuracy_by_position, [0] * 4 + [1] * 8)
-    mixed = loss_of("ad", wrong_at_first, encoded(first_episode=[0, 1, 0]))
+    mixed = loss_of("ad", wrong_at_first, encoded(start=[0, 4, 0]))
     assert mixed.metrics["accuracy"].item() == pytest.approx(24 / 32)
     np.testing.assert_array_equal(mixed.accuracy_by_position, [0] * 4 + [1] * 8)
 
@@ -451,7 +456,7 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"start_fraction": 0.7}, "start_fraction 0.7 .* set it to 1"),
         ("dpt", {}, {"keep_every": 2}, "keep_every 2 is an option of AD, .* set it to 1"),
         ("dpt", {}, {"token_mask": 0.1}, "token_mask 0.1 is an option of AD, .* set it to 0"),
-        ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is an option of AD, .* set it to 0"),
+        ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is no option of DPT: set it to 0"),
         ("dpt", {"layout": "transition"}, {}, "transition has no positions: set model.rotary to False"),
     ],
 )
@@ -463,7 +468,10 @@ def test_contradictions_are_refused(name, model, options, words):
 
 @every_objective
 def test_fitting_options_are_accepted(name, layout):
-    model = ModelConfig(layout=layout, window=8, rotary=layout == "step")
+    conditioned = name == "dt"
+    model = ModelConfig(
+        layout=layout, window=8, rotary=layout == "step", episodic=conditioned, return_to_go=conditioned
+    )
     check_objective(ObjectiveConfig(name, start_fraction=1.0), model, FamilySpec("toy", Discrete(2), Discrete(2), 4))
 
 

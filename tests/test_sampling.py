@@ -65,6 +65,48 @@ def test_a_window_equals_slices_of_its_history(tmp_path_factory, shapes, length,
         assert np.array_equal(window.episode_step[b, :n], step) and not window.episode_step[b, n:].any()
 
 
+@settings(max_examples=40, deadline=None)
+@given(ragged, st.integers(1, 20), st.booleans(), st.integers(0, 1000))
+def test_windows_that_start_within_an_episode_know_what_it_earned_before_and_behind_them(
+    tmp_path_factory, shapes, length, episodic, seed
+):
+    histories, store = make_store(tmp_path_factory.mktemp("store"), shapes, seed)
+    places = [(h, row) for h, history in enumerate(histories) for row in range(history.num_transitions)]
+    offsets = [history.episode_offset for history in histories]
+    episode = [int(np.searchsorted(offsets[h], row, side="right")) - 1 for h, row in places]
+    skip = np.array([row - offsets[h][e] for (h, row), e in zip(places, episode, strict=True)])
+    window = windows(store, np.array([h for h, _ in places]), np.array(episode), length, skip=skip, episodic=episodic)
+    assert window.start.tolist() == [row for _, row in places]
+    for b, ((h, row), first) in enumerate(zip(places, episode, strict=True)):
+        history = histories[h]
+        end = min(row + length, int(offsets[h][first + 1]) if episodic else history.num_transitions)
+        n = end - row
+        assert window.valid[b].sum() == n
+        assert np.array_equal(window.observation["cell"][b, :n], history.observation["cell"][row:end])
+        assert np.array_equal(window.next_observation["cell"][b, :n], history.next_observation["cell"][row:end])
+        for t in range(n):
+            e = int(np.searchsorted(offsets[h], row + t, side="right")) - 1
+            assert window.episode[b, t] == e - first and window.episode_step[b, t] == row + t - offsets[h][e]
+            assert window.episode_return[b, t] == pytest.approx(history.reward[offsets[h][e] : row + t].sum(), abs=1e-4)
+            to_go = history.reward[row + t : offsets[h][e + 1]].sum()
+            assert window.return_to_go[b, t] == pytest.approx(to_go, abs=1e-4)
+        assert not window.episode_return[b, n:].any() and not window.return_to_go[b, n:].any()
+
+
+@pytest.mark.parametrize("options", [{"anywhere": True}, {"episodic": True}], ids=str)
+def test_windows_start_at_every_step_from_which_they_are_full(tmp_path, options):
+    _, store = make_store(tmp_path, [[5, 3, 6], [4, 4]], per_shard=1)
+    window = WindowSampler(store, 4, start_fraction=0.0, seed=1, **options).batch(0, 3000)
+    starts = {h: set(window.start[window.history == h].tolist()) for h in (0, 1)}
+    episodic = "episodic" in options
+    assert starts == ({0: {0, 1, 5, 8, 9, 10}, 1: {0, 4}} if episodic else {0: set(range(11)), 1: set(range(5))})
+    assert np.array_equal(window.valid.all(1), window.start != 5) if episodic else window.valid.all()
+    if episodic:
+        assert (window.episode == 0).all()
+        begun = WindowSampler(store, 4, start_fraction=1.0, seed=1, **options).batch(0, 500)
+        assert set(begun.start.tolist()) == {0, 4, 5, 8} and (begun.episode_step[:, 0] == 0).all()
+
+
 def test_dtypes_are_the_smallest_and_documented_ones(tmp_path):
     _, store = make_store(tmp_path, [[3, 2], [4]])
     window = windows(store, np.array([0, 1]), np.array([1, 0]), 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from envs import make_family
-from icrl.config import FamilyConfig, ModelConfig, ObjectiveConfig, Recipe, TrainConfig
+from icrl.config import FamilyConfig, MemoryConfig, ModelConfig, ObjectiveConfig, Recipe, TrainConfig
 from icrl.data import schema, writer
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Decision
@@ -43,6 +43,19 @@ LAYOUTS = {
         RECIPE,
         model=replace(RECIPE.model, layout="transition", rotary=False, episode_embedding=False),
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
+    ),
+    "ad memory": replace(RECIPE, model=replace(RECIPE.model, memory=MemoryConfig(k=2, chunk=3, every=4))),
+    "dt": replace(
+        RECIPE,
+        model=replace(RECIPE.model, window=6, episodic=True, return_to_go=True, interleaved=True),
+        objective=ObjectiveConfig("dt", target_return=5.0),
+    ),
+    "ra-dt": replace(
+        RECIPE,
+        model=replace(
+            RECIPE.model, window=6, episodic=True, return_to_go=True, memory=MemoryConfig(k=1, chunk=4, every=3)
+        ),
+        objective=ObjectiveConfig("dt", target_return=5.0),
     ),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from icrl.interfaces import Array, Family, Symmetry, UserError, map_observation
 if TYPE_CHECKING:
     from icrl.data.sampling import Window
 
-_ACTIONS = ("action", "target_action", "optimal_action")
+_SEEN, _ACTIONS = ("observation", "next_observation"), ("action", "target_action", "optimal_action")
 
 
 def symmetries_of(family: Family) -> Sequence[Symmetry]:
@@ -33,10 +33,19 @@ def symmetries_of(family: Family) -> Sequence[Symmetry]:
 def mirrored(window: Window, symmetries: Sequence[Symmetry], rng: np.random.Generator) -> Window:
     """Each of the B windows under a symmetry of its own, all equally probable; padding stays zero."""
     drawn = rng.integers(len(symmetries), size=len(window.valid))
-    columns = {name: map_observation(np.copy, getattr(window, name)) for name in ("observation", "next_observation")}
-    columns |= {name: getattr(window, name).copy() for name in _ACTIONS if getattr(window, name) is not None}
+    columns = {name: getattr(window, name) for name in (*_SEEN, *_ACTIONS) if getattr(window, name) is not None}
+    retrieved = window.retrieved
+    if retrieved is not None:
+        names = {"observation": retrieved.observation, "action": retrieved.action}
+        retrieved = retrieved._replace(**_mirrored(names, retrieved.valid, drawn, symmetries))
+    return replace(window, retrieved=retrieved, **_mirrored(columns, window.valid, drawn, symmetries))
+
+
+def _mirrored(columns: dict[str, Any], valid: Array, drawn: Array, symmetries: Sequence[Symmetry]) -> dict[str, Any]:
+    """Columns (B, ...) of observations and actions, row b under symmetry number ``drawn`` (B,) where it is ``valid``."""
+    columns = {name: map_observation(np.copy, column) for name, column in columns.items()}
     for number, symmetry in enumerate(symmetries):
-        rows = (drawn == number)[:, None] & window.valid  # (B, T)
+        rows = (drawn == number).reshape(-1, *(1,) * (valid.ndim - 1)) & valid
 
         def look(array: Array, rows: Array = rows, symmetry: Symmetry = symmetry) -> None:
             array[rows] = symmetry.observation(array[rows])
@@ -46,4 +55,4 @@ def mirrored(window: Window, symmetries: Sequence[Symmetry], rng: np.random.Gene
                 column[rows] = symmetry.actions[column[rows]]
             else:
                 map_observation(look, column)
-    return replace(window, **columns)
+    return columns

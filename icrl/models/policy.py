@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from icrl.config import ModelConfig
+from icrl.data.chunks import Retrieved
 from icrl.interfaces import FamilySpec, Observation, UserError
 from icrl.models.attention import CausalWindow, QueriedWindow
 from icrl.models.cache import CacheView, KVCache
 from icrl.models.heads import make_head
-from icrl.models.tokens import Previous, StepTokens, TransitionTokens
+from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
+from icrl.models.tokens import Previous, RetrievedTokens, StepTokens, TransitionTokens
 from icrl.models.transformer import Transformer
 from icrl.seeding import derive_seed
 
@@ -46,17 +48,21 @@ class Policy(nn.Module):
         super().__init__()
         check_model(config)
         self.spec, self.config = spec, config
-        self.num_slots = config.window + 2  # a beginning-of-context token and a query that is not kept
+        self.num_slots = (
+            config.tokens_per_step * config.window + 2
+        )  # the beginning of a context, and a query that is not kept
         self.tokens = (StepTokens if config.layout == "step" else TransitionTokens)(spec, config)
+        self.retrieved_tokens = RetrievedTokens(spec, config) if config.memory.k else None
         self.transformer = Transformer(config, self.num_slots)
         self.head = make_head(config.width, spec.action_space)
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            if name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
-        for module in self.tokens.action_reward.children():
-            if isinstance(module, nn.Embedding):
-                module.weight.data.mul_(config.action_reward_std / EMBEDDING_STD)
+        for tokens in (self.tokens, self.retrieved_tokens):
+            for module in tokens.action_reward.children() if tokens is not None else ():
+                if isinstance(module, nn.Embedding):
+                    module.weight.data.mul_(config.action_reward_std / EMBEDDING_STD)
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
@@ -93,10 +99,11 @@ class Policy(nn.Module):
         episode: Tensor,
         episode_step: Tensor,
         hidden: Tensor | None = None,
+        memory: MemoryView | None = None,
     ) -> Tensor:
-        """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself and what came before."""
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given."""
         x = self.tokens(observation, previous, episode, episode_step, hidden)
-        return self.head(self.transformer(x, CausalWindow(x.shape[1])))
+        return self._read_out(self.transformer(x, CausalWindow(x.shape[1]), memory=memory))
 
     def step_cached(
         self,
@@ -107,16 +114,46 @@ class Policy(nn.Module):
         cache: KVCache,
         lanes: Tensor | None = None,
         num_kept: Tensor | None = None,
+        memory: MemoryView | None = None,
     ) -> Tensor:
-        """New tokens (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·); keeps them all,
+        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·); keeps them all,
 
         or of each lane the first ``num_kept`` (n,), the rest being padding.
         """
         x = self.tokens(observation, previous, episode, episode_step)
         view = CacheView(cache, x.shape[1], lanes)
-        output = self.head(self.transformer(x, view))
-        view.keep(x.shape[1] if num_kept is None else num_kept)
+        output = self._read_out(self.transformer(x, view, memory=memory))
+        view.keep(x.shape[1] if num_kept is None else num_kept * self.config.tokens_per_step)
         return output
+
+    def _read_out(self, features: Tensor) -> Tensor:
+        """Head parameters (B, T, ·) at the last token of every step."""
+        each = self.config.tokens_per_step
+        return self.head(features[:, each - 1 :: each])
+
+    # memory
+
+    def window_memory(self, retrieved: Retrieved) -> RetrievedWindow:
+        """What the tokens of whole windows see of R retrievals (B, R, M, ...), one every `memory.every` steps."""
+        assert self.retrieved_tokens is not None, "this policy has no memory"
+        every = self.config.memory.every * self.config.tokens_per_step
+        return RetrievedWindow(self.retrieved_tokens(retrieved), retrieved.valid, every)
+
+    def empty_retrievals(self, lanes: int) -> RetrievalCache:
+        """For that many lanes that have retrieved nothing yet."""
+        config = self.config
+        layers = config.num_layers if config.memory.layers == "all" else 1
+        length = 2 * config.memory.chunk * config.memory.k
+        head_width = config.attention_width // config.num_heads
+        return RetrievalCache(layers, lanes, config.num_heads, length, head_width, self.device)
+
+    def remember(self, retrieved: Retrieved, cache: RetrievalCache, lanes: Tensor) -> None:
+        """Make retrievals (n, 1, M, ...) those in force in some lanes (n,)."""
+        assert self.retrieved_tokens is not None, "this policy has no memory"
+        tokens = self.retrieved_tokens(retrieved)
+        for number, block in enumerate(self.transformer.blocks[: len(cache.keys)]):
+            cache.write(number, lanes, block.cross.remember(tokens))
+        cache.seen[lanes, 1:] = retrieved.valid[:, 0]
 
     # layout `transition`
 
@@ -185,7 +222,18 @@ class Policy(nn.Module):
         )
         attention = 2 * config.attention_width * pairs  # scores and values
         head = self.head.linear.weight.numel() * (num_queries or length)
-        return 3 * 2.0 * batch * (gathering + moving + attention + head)
+        return 3 * 2.0 * batch * (gathering + moving + attention + head + self._remembering(length))
+
+    def _remembering(self, length: int) -> float:
+        """Products of the cross-attention in one forward pass over ``length`` tokens."""
+        config, memory = self.config, self.config.memory
+        if memory.k == 0:
+            return 0.0
+        layers = config.num_layers if memory.layers == "all" else 1
+        retrieved = 2 * memory.chunk * memory.k
+        retrievals = -(-length // (memory.every * config.tokens_per_step))
+        projections = 2 * config.width * config.attention_width * (length + retrievals * retrieved)
+        return layers * (projections + 2 * config.attention_width * length * retrieved)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -202,8 +250,30 @@ def check_model(config: ModelConfig) -> None:
     for name in ("action_reward_std", "reward_scale"):
         if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"model.{name} is {getattr(config, name)}, expected a positive number")
+    check_memory(config)
     if config.window < 2:
         raise UserError(f"model.window {config.window} is too short: it must hold at least 2 tokens")
+
+
+def check_memory(config: ModelConfig) -> None:
+    """Raise UserError where the options of the memory contradict each other."""
+    memory = config.memory
+    if memory.k < 0:
+        raise UserError(f"model.memory.k is {memory.k}, expected the number of chunks to retrieve, or 0 for no memory")
+    if memory.k == 0:
+        return
+    for name in ("chunk", "every", "key_width", "candidates", "capacity"):
+        if getattr(memory, name) < 1:
+            raise UserError(f"model.memory.{name} is {getattr(memory, name)}, expected at least 1")
+    for name in ("empty", "query_dropout"):
+        if not 0 <= getattr(memory, name) < 1:
+            raise UserError(f"model.memory.{name} is {getattr(memory, name)}, expected a share from 0 to below 1")
+    if memory.candidates < memory.k:
+        raise UserError(
+            f"model.memory.k {memory.k} is more than model.memory.candidates {memory.candidates}: retrieve fewer"
+        )
+    if config.layout != "step":
+        raise UserError(f"model.memory needs model.layout step, whose windows have an order, not {config.layout}")
 
 
 def make_policy(spec: FamilySpec, config: ModelConfig, seed: int) -> Policy:

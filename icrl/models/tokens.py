@@ -1,8 +1,11 @@
 """Token layouts: how transitions become tokens. One file owns them; an objective names the one that it uses.
 
 ``step``        token t holds (o_t, a_{t-1}, r_{t-1}, d_{t-1}), and where an episode begins the final observation of the one before it;
-                the action of step t is predicted at token t.
+                the action of step t is predicted at token t. Interleaved, step t is several tokens: (a_{t-1}, r_{t-1}), the return still to come
+                where it is an input (Chen et al. 2021, arXiv 2106.01345), and o_t, at which the action is predicted.
 ``transition``  context tokens hold (o, a, r, o'); a query token holds o alone. A learned beginning-of-context token comes first.
+
+What a memory brings is one token per transition (icrl/memory), with embeddings of its own.
 
 The first token of a window carries no previous step, in training as at deployment.
 """
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from icrl.config import ModelConfig
+from icrl.data.chunks import Retrieved
 from icrl.interfaces import FamilySpec, Observation
 from icrl.models.observations import RealEncoder, make_encoder
 
@@ -31,6 +35,7 @@ class Previous(NamedTuple):
     observation: Observation  # what the step started from; read only with `config.previous_observation`
     final_observation: Observation  # the step's next observation; read only where `ended`
     episode_return: Tensor  # float32: rewards of the running episode so far, 0 where it begins; read only with `config.episode_return`
+    return_to_go: Tensor  # float32: what the running episode is still to earn, this step included; read only with `config.return_to_go`
 
 
 class ActionRewardEmbedding(nn.Module):
@@ -70,6 +75,8 @@ class StepTokens(nn.Module):
         if config.previous_observation:
             self.previous_observation = make_encoder(config.width, spec.observation_space)
         self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
+        self.return_to_go = RealEncoder(config.width, 1) if config.return_to_go else None
+        self.part = nn.Embedding(config.tokens_per_step, config.width) if config.interleaved else None
         self.positions = config.episode_embedding
         if self.positions:
             self.episode = nn.Embedding(config.window, config.width)
@@ -83,22 +90,36 @@ class StepTokens(nn.Module):
         episode_step: Tensor,  # (B, T) step within the episode
         hidden: Tensor | None = None,  # (B, T) bool: tokens whose content is hidden in training
     ) -> Tensor:
-        kind = previous.exists.long() * (1 + previous.ended.long())
+        before, now = self._before(previous), self._now(observation, previous)
+        parts = [before, now]
+        if self.return_to_go is not None:
+            parts.insert(1, self.return_to_go(previous.return_to_go[..., None]))
+        together = self.part is None
+        x = (
+            sum(parts[:-1], now)[:, :, None] if together else torch.stack(parts, 2) + self.part.weight
+        )  # (B, T, parts, D)
+        if hidden is not None:
+            x = torch.where(hidden[..., None, None], self.hidden.to(x.dtype), x)
+        if self.positions:
+            x = x + self.episode(episode.long().clamp(max=self.episode.num_embeddings - 1))[:, :, None]
+            x = x + self.episode_step(episode_step.long().clamp(max=self.episode_step.num_embeddings - 1))[:, :, None]
+        return x.flatten(1, 2)
+
+    def _before(self, previous: Previous) -> Tensor:
+        """(B, T, D) what the step before did and earned."""
         before = self.action_reward(previous.action, previous.reward)
-        begins = previous.ended & previous.exists
         if self.previous_observation is not None:
             before = before + self.previous_observation(previous.observation)
-        x = self.observation(observation) + self.kind(kind) + before * previous.exists[..., None]
+        return before * previous.exists[..., None]
+
+    def _now(self, observation: Observation, previous: Previous) -> Tensor:
+        """(B, T, D) what is seen now, and how the step before ended."""
+        begins = previous.ended & previous.exists
+        x = self.observation(observation) + self.kind(previous.exists.long() * (1 + previous.ended.long()))
         if bool(begins.any()):
-            final = self.final_observation(previous.final_observation)
-            x = x + final * begins[..., None]
+            x = x + self.final_observation(previous.final_observation) * begins[..., None]
         if self.episode_return is not None:
             x = x + self.episode_return(previous.episode_return[..., None])
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.hidden.to(x.dtype), x)
-        if self.positions:
-            x = x + self.episode(episode.long().clamp(max=self.episode.num_embeddings - 1))
-            x = x + self.episode_step(episode_step.long().clamp(max=self.episode_step.num_embeddings - 1))
         return x
 
 
@@ -128,3 +149,24 @@ class TransitionTokens(nn.Module):
     def query(self, observation: Observation) -> Tensor:
         """(B, Q, ...) observations -> (B, Q, D)."""
         return self.query_observation(observation) + self.query_kind
+
+
+class RetrievedTokens(nn.Module):
+    """Tokens of what a memory brought: embeddings of their own, and where in its chunk each transition stands."""
+
+    def __init__(self, spec: FamilySpec, config: ModelConfig):
+        super().__init__()
+        self.observation = make_encoder(config.width, spec.observation_space)
+        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
+        self.ended = nn.Embedding(2, config.width)
+        self.position = nn.Embedding(2 * config.memory.chunk, config.width)
+        self.return_to_go = RealEncoder(config.width, 1) if config.return_to_go else None
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, retrieved: Retrieved) -> Tensor:
+        """(B, R, M, ...) -> (B, R, M, D); what is not valid is finite, and not looked at."""
+        x = self.observation(retrieved.observation) + self.action_reward(retrieved.action, retrieved.reward)
+        x = x + self.ended(retrieved.ended.long()) + self.position(retrieved.position)
+        if self.return_to_go is not None:
+            x = x + self.return_to_go(retrieved.return_to_go[..., None])
+        return self.norm(x)

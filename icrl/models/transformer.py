@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from icrl.config import ModelConfig
 from icrl.models.attention import Pattern
+from icrl.models.retrieval import CrossAttention, MemoryView
 
 
 def rotary_angles(num_positions: int, head_width: int) -> Tensor:
@@ -64,15 +65,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), of the tokens from ``first`` on: the others are only looked at."""
+    """x + attention(norm(x)), then x + cross(norm(x)) where there is a memory, then x + mlp(norm(x)).
 
-    def __init__(self, config: ModelConfig):
+    Of the tokens from ``first`` on: the others are only looked at.
+    """
+
+    def __init__(self, config: ModelConfig, remembers: bool):
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attention, self.mlp = Attention(config), MLP(config)
+        self.cross_norm = nn.LayerNorm(config.width) if remembers else None
+        self.cross = CrossAttention(config) if remembers else None
 
-    def forward(self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int, first: int) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int, first: int, memory: MemoryView | None
+    ) -> Tensor:
         x = x[:, first:] + self.attention(self.attention_norm(x), angles, pattern, layer, first)
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            x = x + memory.attend(layer, self.cross, self.cross_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -84,20 +94,21 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, num_slots: int):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        remembering = config.memory.k > 0, config.memory.k > 0 and config.memory.layers == "all"
+        self.blocks = nn.ModuleList(Block(config, remembering[n > 0]) for n in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
         angles = (
             rotary_angles(num_slots, config.attention_width // config.num_heads) if config.rotary else torch.empty(0)
         )
         self.register_buffer("angles", angles, persistent=False)
 
-    def forward(self, x: Tensor, pattern: Pattern, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, pattern: Pattern, first: int = 0, memory: MemoryView | None = None) -> Tensor:
         """Features (B, T - first, D) of the tokens from ``first`` on; each of x (B, T, D) sees what the pattern lets it see.
 
-        Of the tokens before ``first`` the last layer needs keys and values alone.
+        Of the tokens before ``first`` the last layer needs keys and values alone. ``memory`` is what was retrieved for them, if anything.
         """
         angles = pattern.positions(self.angles) if self.config.rotary else None
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, angles, pattern, layer, first if layer == last else 0)
+            x = block(x, angles, pattern, layer, first if layer == last else 0, memory)
         return self.norm(x)

@@ -7,10 +7,11 @@ from icrl.interfaces import FamilySpec, UserError
 from icrl.objectives.ad import AlgorithmDistillation
 from icrl.objectives.base import LossOutput, Objective
 from icrl.objectives.dpt import DecisionPretraining
+from icrl.objectives.dt import DecisionTransformer
 
 __all__ = ["OBJECTIVES", "LossOutput", "Objective", "check_objective", "make_objective"]
 
-OBJECTIVES = {"ad": AlgorithmDistillation, "dpt": DecisionPretraining}
+OBJECTIVES = {"ad": AlgorithmDistillation, "dpt": DecisionPretraining, "dt": DecisionTransformer}
 
 
 def make_objective(config: ObjectiveConfig) -> Objective:
@@ -20,25 +21,37 @@ def make_objective(config: ObjectiveConfig) -> Objective:
 
 def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -> None:
     """Raise UserError where objective, layout and window contradict each other."""
-    if config.name == "ad" and model.layout != "step":
-        raise UserError(f"objective.name ad needs model.layout step, not {model.layout}")
-    if config.name == "ad" and model.window < 2 * spec.horizon:
+    remembers = model.memory.k > 0
+    if config.name != "dpt" and model.layout != "step":
+        raise UserError(f"objective.name {config.name} needs model.layout step, not {model.layout}")
+    if config.name == "ad" and not remembers and (model.episodic or model.window < 2 * spec.horizon):
         raise UserError(
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
-            f"episodes: set model.window to at least {2 * spec.horizon}"
+            f"episodes: set model.window to at least {2 * spec.horizon} and model.episodic to False, or give the model a memory"
         )
-    if config.name == "ad" and config.privileged_sources:
-        raise UserError("objective.privileged_sources is an option of DPT, not of AD: leave it empty")
-    if config.name == "dpt" and config.start_fraction < 1:
+    if config.name == "dt" and not (model.return_to_go and model.episodic):
+        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set both to True")
+    if model.return_to_go and config.name != "dt":
+        raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to False")
+    if config.name != "dpt" and config.privileged_sources:
+        raise UserError(
+            f"objective.privileged_sources is an option of DPT, not of {config.name.upper()}: leave it empty"
+        )
+    if config.name == "dpt" and not remembers and config.start_fraction < 1:
         raise UserError(
             f"objective.start_fraction {config.start_fraction} cuts windows out of the middle of histories, from which DPT's labels do not "
             "follow: set it to 1"
         )
-    if config.name == "dpt":
-        for name, unused in (("keep_every", 1), ("token_mask", 0), ("label_smoothing", 0)):
-            if getattr(config, name) != unused:
-                raise UserError(
-                    f"objective.{name} {getattr(config, name)} is an option of AD, not of DPT: set it to {unused}"
-                )
+    for name, unused in (("keep_every", 1), ("token_mask", 0)):
+        if config.name != "ad" and getattr(config, name) != unused:
+            raise UserError(
+                f"objective.{name} {getattr(config, name)} is an option of AD, not of {config.name.upper()}: set it to {unused}"
+            )
+    if config.name == "dpt" and config.label_smoothing:
+        raise UserError(f"objective.label_smoothing {config.label_smoothing} is no option of DPT: set it to 0")
     if model.layout == "transition" and model.rotary:
         raise UserError("model.layout transition has no positions: set model.rotary to False")
+    if model.layout == "transition" and (model.interleaved or model.episodic or model.return_to_go):
+        raise UserError(
+            "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False"
+        )

@@ -4,8 +4,8 @@ Laskin et al. 2022, arXiv 2210.14215, eq. 2: the loss is -log p(a_t | window up 
 2023), those of a Bayes explorer distil committed exploration.
 
 Deviations: the label is the action that the source *meant* where that is known (the noise stays in the inputs). In a window that starts in the
-middle of a history the first episode is context only: what the source knew from before the window cannot be predicted from it, and at
-deployment, too, a window that lost its beginning starts with a whole episode that is only read.
+middle of a history the first episode is context only, unless a memory tells of what came before: what the source knew from before the window cannot
+be predicted from it, and at deployment, too, a window that lost its beginning starts with a whole episode that is only read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AlgorithmDistillation:
 
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         config, device = self.config, policy.device
-        counted = window.valid & ((window.episode > 0) | (window.first_episode == 0)[:, None])
+        counted = window.valid & ((window.episode > 0) | known_past(window)[:, None])
         hidden = None
         if train and config.token_mask > 0:
             masked = rng.random(window.reward.shape) < config.token_mask
@@ -38,3 +38,9 @@ class AlgorithmDistillation:
         output = step_window(policy, window, hidden)
         smoothing = config.label_smoothing if train else 0.0
         return masked_loss(policy, output, tensor(labels, device), tensor(counted, device), smoothing)
+
+
+def known_past(window: Window) -> np.ndarray:
+    """(B,) bool: the window starts where its history does, or a memory tells what came before."""
+    remembers = np.zeros(len(window.start), bool) if window.retrieved is None else window.retrieved.valid.any((1, 2))
+    return (window.start == 0) | remembers

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icrl.data.chunks import Retrieved
 from icrl.data.sampling import Window
-from icrl.interfaces import Array, map_observation
+from icrl.interfaces import map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
 from icrl.models.tokens import Previous
@@ -54,27 +55,24 @@ def previous_steps(window: Window, device: torch.device) -> Previous:
         ended=shift(window.terminated | window.truncated),
         observation=map_observation(shift, window.observation),
         final_observation=map_observation(shift, window.next_observation),
-        episode_return=torch.as_tensor(return_before(window.reward, window.episode_step), device=device),
+        episode_return=torch.as_tensor(window.episode_return, device=device),
+        return_to_go=torch.as_tensor(window.return_to_go, device=device),
     )
 
 
-def return_before(reward: Array, episode_step: Array) -> Array:
-    """(B, T) float32: what the rewards (B, T) of each step's episode add up to before it; ``episode_step`` is 0 where an episode begins."""
-    before = np.cumsum(reward, axis=1, dtype=np.float64) - reward
-    steps = np.arange(reward.shape[1])
-    start = np.maximum.accumulate(np.where(episode_step == 0, steps, 0), axis=1)  # a window starts with an episode
-    return (before - np.take_along_axis(before, start, axis=1)).astype(np.float32)
-
-
 def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) -> Tensor:
-    """Head parameters (B, T, ·) of a window in layout ``step``."""
+    """Head parameters (B, T, ·) of a window in layout ``step``, with what a memory brought for it."""
     device = policy.device
+    memory = None
+    if window.retrieved is not None:
+        memory = policy.window_memory(Retrieved(*(to_tensors(part, device) for part in window.retrieved)))
     return policy.step_window(
         to_tensors(window.observation, device),
         previous_steps(window, device),
         tensor(window.episode, device),
         tensor(window.episode_step, device),
         hidden,
+        memory,
     )
 
 

@@ -1,0 +1,204 @@
+"""The memory of a roll-out: every lane keeps chunks of its own life, found again by what it has just seen. Starts empty, ends with the lane's task.
+
+Every ``chunk`` steps of a lane's life are a cut. A chunk is complete ``chunk`` steps after its cut: it holds the steps before the cut, whose mean is its
+key, and those behind it, which say what followed. Only chunks that ended before a given step of the life may be retrieved. When a lane's memory is full,
+the chunk with the lowest utility goes, of equals the oldest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icrl.config import MemoryConfig
+from icrl.data.chunks import Retrieved
+from icrl.interfaces import Array, Observation, Step, map_observation
+from icrl.memory.encoders import Encoder, Past, keys_of
+from icrl.memory.index import nearest
+from icrl.memory.selection import Candidates, select
+
+_COLUMNS = ("observation", "action", "reward", "ended")
+
+
+class LaneMemory:
+    """Chunks of B lanes, at most ``config.capacity`` each."""
+
+    def __init__(self, lanes: int, config: MemoryConfig, encoder: Encoder):
+        self.config, self.encoder = config, encoder
+        self.life = np.zeros(lanes, np.int64)  # (B,) steps lived
+        self.count = np.zeros(lanes, np.int64)  # (B,) chunks held
+        self.totals = np.zeros(
+            (lanes, 8)
+        )  # (B, episodes) what each finished episode earned, and the running one so far
+        self.episode = np.zeros(lanes, np.int64)  # (B,) number of the running episode
+        self._recent: dict[str, Observation] = {}  # (B, 2 C, ...) the last transitions, at their step modulo 2 C
+        self._chunks: dict[str, Observation] = {}  # (B, N, 2 C, ...)
+        self._keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
+        self._futures = np.zeros_like(self._keys)  # (B, N, E) of those behind it
+        self._end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
+        self._last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
+
+    def forget(self, lanes: Array) -> None:
+        """Empty some lanes."""
+        self.life[lanes] = self.count[lanes] = self.episode[lanes] = 0
+        self.totals[lanes] = 0
+
+    def add(self, step: Step) -> None:
+        """One more transition of every lane."""
+        values = {
+            "observation": step.observation,
+            "action": np.asarray(step.action),
+            "reward": np.asarray(step.reward, np.float32),
+        }
+        ended = np.asarray(step.ended)
+        lanes, span = np.arange(len(self.life)), 2 * self.config.chunk
+        values |= {
+            "ended": ended,
+            "episode": self.episode,
+            "earned": self.totals[lanes, self.episode].astype(np.float32),
+        }
+        if not self._recent:
+            self._recent = {name: map_observation(lambda a: _room(a, span), value) for name, value in values.items()}
+        where = self.life % span
+        for name, value in values.items():
+
+            def write(column: Array, new: Array) -> None:
+                column[lanes, where] = new
+
+            map_observation(write, self._recent[name], value)
+        self.totals[lanes, self.episode] += values["reward"]
+        self.episode += ended
+        if self.episode.max(initial=0) >= self.totals.shape[1]:
+            self.totals = np.concatenate([self.totals, np.zeros_like(self.totals)], 1)
+        self.life += 1
+        due = np.flatnonzero(self.life % self.config.chunk == 0)
+        if len(due):
+            self._cut(due)
+
+    def recent(self, lanes: Array, num: int) -> Past:
+        """The last ``num`` transitions of some lanes, at most two chunks of them, oldest first."""
+        steps = self.life[lanes, None] - num + np.arange(num)  # (n, num)
+        if not self._recent:
+            raise ValueError("nothing was added yet")
+        where = steps % (2 * self.config.chunk)
+        columns = (map_observation(lambda a: a[lanes[:, None], where], self._recent[name]) for name in _COLUMNS)
+        return Past(*columns, steps >= 0)
+
+    def query(self, lanes: Array) -> Array:
+        """(n, P, E) the keys of the last steps of some lanes, 0 where there are none: what a retrieval now asks with."""
+        if not self._recent:
+            return np.zeros((len(lanes), self.config.chunk, self.encoder.width), np.float32)
+        return self.encoder.parts(self.recent(lanes, self.config.chunk))
+
+    def retrieve(self, lanes: Array, parts: Array, limits: Array) -> Retrieved:
+        """What Q queries ``parts`` (n, Q, P, E) of some lanes bring, of the chunks that ended by step ``limits`` (n,) of their lives: (n, Q, M, ...)."""
+        return self.read(lanes, self.search(lanes, parts, limits))
+
+    def search(self, lanes: Array, parts: Array, limits: Array) -> Array:
+        """(n, Q, k) the numbers of the chunks that are chosen, -1 where there are fewer."""
+        most = int(self.count[lanes].max(initial=0))
+        asked = (parts != 0).any(-1)  # (n, Q, P)
+        allowed = (np.arange(most) < self.count[lanes, None]) & (self._end[lanes, :most] <= limits[:, None])
+        num, queries = parts.shape[:2]
+        if not (allowed.any() and asked.any()):
+            return np.full((num, queries, self.config.k), -1)
+        keys = keys_of(parts)
+        relevance, ids = nearest(self._keys[lanes, :most], keys, min(self.config.candidates, most), allowed)
+        relevance[~asked.any(-1)] = -np.inf
+        rows, flat = np.repeat(np.arange(num), queries)[:, None], ids.reshape(num * queries, -1)
+        owners = lanes[rows]
+        candidates = Candidates(
+            relevance.reshape(flat.shape),
+            self.utility(lanes)[rows, flat],
+            self._keys[owners, flat],
+            self._futures[owners, flat],
+        )
+        chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), self.config)
+        found = np.where(chosen >= 0, np.take_along_axis(flat, np.maximum(chosen, 0), 1), -1)
+        return found.reshape(num, queries, -1)
+
+    def utility(self, lanes: Array) -> Array:
+        """(n, N) what the episode of each chunk's cut earned, or has earned so far."""
+        if not self._chunks:
+            return np.zeros((len(lanes), 0))
+        episode = self._chunks["episode"][lanes, :, self.config.chunk]  # type: ignore[index]
+        return np.take_along_axis(self.totals[lanes], episode, 1)
+
+    def read(self, lanes: Array, ids: Array) -> Retrieved:
+        """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
+        if not self._chunks:
+            raise ValueError("nothing can be read from an empty memory")
+        span = 2 * self.config.chunk
+        num, queries, k = ids.shape
+
+        def gather(column: Array) -> Array:
+            taken = column[lanes[:, None, None], np.maximum(ids, 0)]  # (n, Q, k, 2 C, ...)
+            return taken.reshape(num, queries, -1, *taken.shape[4:])
+
+        columns = {name: map_observation(gather, column) for name, column in self._chunks.items()}
+        episode = np.asarray(columns["episode"])
+        totals = self.totals[lanes[:, None, None], episode]
+        valid = np.repeat(ids >= 0, span, 2)
+        return Retrieved(
+            *(columns[name] for name in _COLUMNS),
+            return_to_go=(totals - columns["earned"]).astype(np.float32),
+            position=np.tile(np.arange(span), (num, queries, k)),
+            valid=valid,
+        )
+
+    # storing
+
+    def _cut(self, lanes: Array) -> None:
+        """A cut in some lanes: the steps since the last one get a key, and the chunk around the last one is complete."""
+        past = self.recent(lanes, self.config.chunk)
+        keys = keys_of(self.encoder.parts(past))
+        complete = self.life[lanes] >= 2 * self.config.chunk
+        if complete.any():
+            self._store(lanes[complete], keys[complete])
+        self._last_key[lanes] = keys
+
+    def _store(self, lanes: Array, futures: Array) -> None:
+        """Put the chunk around the last cut of some lanes where there is room."""
+        slots = np.array([self._free_slot(lane) for lane in lanes.tolist()])
+        self._make_room(int(slots.max()) + 1)
+        span = 2 * self.config.chunk
+        where = (self.life[lanes, None] - span + np.arange(span)) % span  # (n, 2 C)
+        for name, column in self._recent.items():
+
+            def copy(chunks: Array, recent: Array) -> None:
+                chunks[lanes, slots] = recent[lanes[:, None], where]
+
+            map_observation(copy, self._chunks[name], column)
+        self._keys[lanes, slots], self._futures[lanes, slots] = self._last_key[lanes], futures
+        self._end[lanes, slots] = self.life[lanes]
+        self.count[lanes] = np.maximum(self.count[lanes], slots + 1)
+
+    def _free_slot(self, lane: int) -> int:
+        """The next slot, or that of the chunk that goes."""
+        held = int(self.count[lane])
+        if held < self.config.capacity:
+            return held
+        utility = self.utility(np.array([lane]))[0, :held]
+        return int(np.lexsort((self._end[lane, :held], utility))[0])
+
+    def _make_room(self, needed: int) -> None:
+        """Arrays with at least that many slots per lane."""
+        held = self._keys.shape[1]
+        if needed <= held:
+            return
+        more = max(needed, min(2 * held, self.config.capacity), 8) - held
+
+        def grow(column: Array) -> Array:
+            return np.concatenate([column, np.zeros((len(column), more, *column.shape[2:]), column.dtype)], 1)
+
+        if not self._chunks:
+            self._chunks = {
+                name: map_observation(lambda a: np.zeros((len(a), 0, *a.shape[1:]), a.dtype), column)
+                for name, column in self._recent.items()
+            }
+        self._chunks = {name: map_observation(grow, column) for name, column in self._chunks.items()}
+        self._keys, self._futures, self._end = grow(self._keys), grow(self._futures), grow(self._end)
+
+
+def _room(array: Array, span: int) -> Array:
+    """(B, span, ...) zeros for arrays (B, ...)."""
+    return np.zeros((len(array), span, *array.shape[1:]), array.dtype)

@@ -1,0 +1,109 @@
+"""Retrieval during a roll-out: who asks when, and what is in force at which token of a lane's window.
+
+A window's tokens are served ``every`` at a time, from its first one on; each retrieval asks with the steps lived before the first token that it serves. The
+queries of a window are kept, so that a window that moves on and is read again gets its retrievals again, as a training window would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from icrl.data.chunks import Retrieved
+from icrl.interfaces import Array, Step
+from icrl.memory.encoders import Encoder
+from icrl.memory.lanes import LaneMemory
+from icrl.models.observations import to_tensors
+from icrl.models.retrieval import RetrievalCache, RetrievedWindow
+
+
+class Recall:
+    """The memory of B lanes beside their windows.
+
+    Parameters
+    ----------
+    policy : Policy
+        With a memory in its configuration.
+    encoder : Encoder
+        Makes the keys.
+    lanes : int
+        How many.
+    """
+
+    def __init__(self, policy: Any, encoder: Encoder, lanes: int):
+        config = policy.config.memory
+        self.policy, self.config = policy, config
+        self.memory = LaneMemory(lanes, config, encoder)
+        self.cache: RetrievalCache = policy.empty_retrievals(lanes)
+        groups = policy.config.window // config.every + 1
+        self.asked = np.zeros(
+            (lanes, groups, config.chunk, encoder.width), np.float32
+        )  # (B, R, P, E) keys of what was asked with
+        self.due = np.ones(lanes, bool)  # a retrieval waits for the next look
+
+    def forget(self, lanes: Array) -> None:
+        """A new task in some lanes."""
+        self.memory.forget(lanes)
+        self.begin(lanes, np.zeros(len(lanes), np.int64))
+
+    def begin(self, lanes: Array, lengths: Array, sure: Array | None = None) -> None:
+        """Ask in those of some lanes whose windows hold ``lengths`` (n,) steps and whose next token begins a new group.
+
+        In lanes that are ``sure`` (B,) of their last action, what is in force stays in force.
+        """
+        new = lengths % self.config.every == 0
+        lanes, group = lanes[new], lengths[new] // self.config.every
+        if len(lanes) == 0:
+            return
+        self.asked[lanes, group] = self.memory.query(lanes)
+        self.due[lanes] = True
+        if sure is not None:
+            kept = sure[lanes] & (group > 0)
+            self.asked[lanes[kept], group[kept]] = self.asked[lanes[kept], group[kept] - 1]
+
+    def add(self, step: Step) -> None:
+        """What every lane lived through."""
+        self.memory.add(step)
+
+    def shift(self, lane: int, groups: int) -> None:
+        """A lane's window lost its first groups of tokens."""
+        self.asked[lane, : self.asked.shape[1] - groups] = self.asked[lane, groups:].copy()
+
+    def look(self, lengths: Array, limits: Array) -> RetrievalCache | None:
+        """What the next token of every lane sees; ``lengths`` and ``limits`` (B,): steps in the window, step of the life by which a chunk had ended."""
+        lanes = np.flatnonzero(self.due)
+        self.due[:] = False
+        if len(lanes):
+            self._put_in_force(lanes, lengths[lanes] // self.config.every, limits[lanes])
+        return self.cache if bool(self.cache.seen[:, 1:].any()) else None
+
+    def window(self, lanes: Array, lengths: Array, limits: Array) -> RetrievedWindow | None:
+        """What the tokens of some lanes' windows of ``lengths`` (n,) steps see; the next token's retrieval is in force afterwards."""
+        last = (lengths - 1) // self.config.every
+        self.due[lanes] = lengths % self.config.every == 0
+        within = ~self.due[lanes] & (lengths > 0)
+        self._put_in_force(lanes[within], last[within], limits[within])
+        groups = int(last.max()) + 1
+        parts = self.asked[lanes, :groups] * (np.arange(groups) <= last[:, None])[:, :, None, None]
+        retrieved = self._retrieve(lanes, parts, limits)
+        return None if retrieved is None else self.policy.window_memory(retrieved)
+
+    def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> None:
+        if len(lanes) == 0:
+            return
+        index = torch.as_tensor(lanes, device=self.policy.device)
+        retrieved = self._retrieve(lanes, self.asked[lanes, groups][:, None], limits)
+        if retrieved is None:
+            self.cache.seen[index, 1:] = False
+        else:
+            self.policy.remember(retrieved, self.cache, index)
+
+    def _retrieve(self, lanes: Array, parts: Array, limits: Array) -> Retrieved | None:
+        """(n, R, M, ...) tensors, None where nothing is found in any lane."""
+        ids = self.memory.search(lanes, parts, limits)
+        if (ids < 0).all():
+            return None
+        retrieved = self.memory.read(lanes, ids)
+        return Retrieved(*(to_tensors(part, self.policy.device) for part in retrieved))

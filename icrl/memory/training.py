@@ -1,0 +1,256 @@
+"""What a memory would bring to a training window, from the histories of a dataset.
+
+What may be retrieved follows from deployment. A lane with one long life (AD, the explorers) finds chunks of its own past that ended before its window
+began: ``LifeMemory`` gives a window chunks of the same history, from before it. An episodic policy (RA-DT) has a window inside one episode and a memory of
+other trajectories: ``TrajectoryMemory`` searches a pool of chunks of all histories, never of the window's own trajectory, never one that goes on as
+the window itself does, since that would hand it its labels.
+
+A query is made of the steps before the first token that it serves, as at deployment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from icrl.config import MemoryConfig, ModelConfig
+from icrl.data.chunks import Retrieved
+from icrl.data.sampling import Window, returns_around
+from icrl.data.schema import History, flatten
+from icrl.data.store import HistoryStore
+from icrl.interfaces import Array, UserError, map_observation
+from icrl.memory.encoders import Encoder, Past, keys_of
+from icrl.memory.index import make_index, nearest
+from icrl.memory.selection import Candidates, select
+from icrl.seeding import generator
+
+SPARE = 16
+"""Candidates beyond those asked for, of which some may turn out to be the window's own."""
+
+
+def make_history_memory(
+    store: HistoryStore, model: ModelConfig, encoder: Encoder, seed: int
+) -> LifeMemory | TrajectoryMemory:
+    """The memory that a policy of ``model`` is trained with."""
+    return (TrajectoryMemory if model.episodic else LifeMemory)(store, model.memory, encoder, seed)
+
+
+class _HistoryMemory:
+    """Keys of all segments of ``chunk`` steps of every history; chunk j of a history is its segments j and j + 1."""
+
+    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
+        self.store, self.config, self.encoder = store, config, encoder
+        lengths = np.array([len(store.history(h).reward) for h in range(store.num_histories)])
+        counts = lengths // config.chunk
+        if lengths.min() < 2 * config.chunk:
+            raise UserError(
+                f"the shortest history has {lengths.min()} steps, a chunk {2 * config.chunk} (twice model.memory.chunk): collect longer histories "
+                "or choose shorter chunks"
+            )
+        self.first = np.concatenate([[0], np.cumsum(counts)])  # (H + 1,) where a history's segments begin
+        self.keys = np.zeros((int(self.first[-1]), encoder.width), np.float32)  # (segments, E)
+        for history in tqdm(range(store.num_histories), desc="memory", unit="history", disable=len(self.keys) < 50_000):
+            life = store.history(history)
+            starts = config.chunk * np.arange(counts[history])
+            past = _past(life, starts[:, None] + np.arange(config.chunk))
+            self.keys[self.first[history] : self.first[history + 1]] = keys_of(encoder.parts(past))
+
+    def _asks(self, window: Window) -> Array:
+        """(B, R) steps of the history at which a retrieval comes into force."""
+        return window.start[:, None] + np.arange(0, window.reward.shape[1], self.config.every)
+
+    def _parts(self, lives: list[History], asks: Array, rng: np.random.Generator) -> Array:
+        """(B, R, C, E) keys of the steps before each of ``asks`` (B, R), some of them dropped, 0 where there are none."""
+        before = asks[:, :, None] - self.config.chunk + np.arange(self.config.chunk)  # (B, R, C)
+        pasts = [_past(life, steps) for life, steps in zip(lives, before, strict=True)]
+        past = Past(*(_stack([getattr(p, name) for p in pasts]) for name in Past._fields))
+        dropped = rng.random(before.shape) < self.config.query_dropout
+        dropped &= ~dropped.all(-1, keepdims=True)  # a query of something stays one
+        kept = past.valid & ~dropped
+        kept = np.where(kept.any(-1, keepdims=True), kept, past.valid)
+        return self.encoder.parts(past._replace(valid=kept))
+
+    def _read(self, lives: list[list[History]], cuts: Array) -> Retrieved:
+        """Chunks around ``cuts`` (B, R, k) of histories, -1 where there is none: (B, R, k 2 C, ...); ``lives`` by B and R k."""
+        span = 2 * self.config.chunk
+        batch, retrievals, k = cuts.shape
+        rows = cuts.reshape(batch, -1)
+        read = [
+            _chunk(life, int(cut), self.config.chunk)
+            for some, ones in zip(lives, rows, strict=True)
+            for life, cut in zip(some, ones, strict=True)
+        ]
+
+        def joined(*columns: Array) -> Array:
+            stacked = np.stack(columns)
+            return stacked.reshape(batch, retrievals, k * span, *stacked.shape[2:])
+
+        columns = [map_observation(joined, *(c[i] for c in read)) for i in range(len(read[0]))]
+        valid = np.repeat(cuts >= 0, span, 2)
+        position = np.tile(np.arange(span), (batch, retrievals, k))
+        return Retrieved(*columns, position=position, valid=valid)
+
+
+class LifeMemory(_HistoryMemory):
+    """Chunks of the same history that ended before the window began."""
+
+    def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
+        """The windows with what is retrieved for them; nothing where too little came before."""
+        chunk = self.config.chunk
+        asks = self._asks(window)
+        lives = [self.store.history(h) for h in window.history.tolist()]
+        held = np.maximum(window.start // chunk - 1, 0)  # (B,) chunks that ended before the window
+        held[rng.random(len(held)) < self.config.empty] = 0
+        most = int(held.max())
+        if most == 0:
+            return replace(window, retrieved=None)
+        parts = self._parts(lives, asks, rng)
+        where = np.minimum(self.first[window.history][:, None] + np.arange(most + 1), len(self.keys) - 1)
+        segments = self.keys[where]  # (B, N + 1, E)
+        allowed = np.arange(most) < held[:, None]
+        relevance, ids = nearest(segments[:, :-1], keys_of(parts), min(self.config.candidates, most), allowed)
+        relevance[~(parts != 0).any((-1, -2))] = -np.inf  # nothing was lived before
+        utility = np.stack(
+            [_utility(life, chunk, most, asked_at) for life, asked_at in zip(lives, asks, strict=True)]
+        )  # (B, R, N)
+        rows = np.arange(len(ids))[:, None, None]
+        flat = [
+            np.reshape(a, (-1, *a.shape[2:]))
+            for a in (relevance, np.take_along_axis(utility, ids, 2), segments[rows, ids], segments[rows, ids + 1])
+        ]
+        chosen = select(Candidates(*flat), parts.reshape(-1, *parts.shape[2:]), self.config)
+        flat_ids = ids.reshape(len(chosen), -1)
+        found = np.where(chosen >= 0, np.take_along_axis(flat_ids, np.maximum(chosen, 0), 1), -1)
+        cuts = np.where(found >= 0, (found + 1) * chunk, -1).reshape(*asks.shape, -1)
+        return replace(window, retrieved=self._read([[life] * cuts[0].size for life in lives], cuts))
+
+
+class TrajectoryMemory(_HistoryMemory):
+    """A pool of chunks of all histories: other trajectories, of the same task where the utility says so."""
+
+    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
+        super().__init__(store, config, encoder, seed)
+        per_history = np.maximum(np.diff(self.first) - 1, 0)
+        history = np.repeat(np.arange(store.num_histories), per_history)
+        number = np.arange(len(history)) - np.repeat(np.cumsum(per_history) - per_history, per_history)
+        if len(history) > config.pool:
+            kept = np.sort(generator(seed, "memory pool").choice(len(history), config.pool, replace=False))
+            history, number = history[kept], number[kept]
+        self.history, self.cut = history, (number + 1) * config.chunk  # (P,) each
+        segment = self.first[history] + number
+        self.pool_keys, self.pool_futures = self.keys[segment], self.keys[segment + 1]
+        self.following = np.stack(
+            [
+                _fingerprint(store.history(h), c + np.arange(config.chunk))
+                for h, c in zip(history.tolist(), self.cut.tolist(), strict=True)
+            ]
+        )  # (P, C)
+        self.index = make_index(self.pool_keys, config.index)
+
+    def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
+        """The windows with what is retrieved for them; nothing for a share of them."""
+        asks = self._asks(window)
+        batch, retrievals = asks.shape
+        lives = [self.store.history(h) for h in window.history.tolist()]
+        parts = self._parts(lives, asks, rng)
+        asked = (parts != 0).any(-1)
+        relevance, ids = self.index.search(
+            keys_of(parts).reshape(batch * retrievals, -1), self.config.candidates + SPARE
+        )
+        barred = (ids < 0) | self._own(window, ids) | self._same_future(lives, asks, ids)
+        barred |= ~asked.any(-1).reshape(-1, 1) | np.repeat(rng.random(batch) < self.config.empty, retrievals)[:, None]
+        order = np.argsort(np.where(barred, np.inf, -relevance), 1, kind="stable")[:, : self.config.candidates]
+        relevance, ids, barred = (np.take_along_axis(a, order, 1) for a in (relevance, ids, barred))
+        same_task = self.store.task[self.history[ids]] == np.repeat(window.task, retrievals)[:, None]
+        candidates = Candidates(
+            np.where(barred, -np.inf, relevance), same_task.astype(float), self.pool_keys[ids], self.pool_futures[ids]
+        )
+        chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), self.config)
+        found = np.where(chosen >= 0, np.take_along_axis(ids, np.maximum(chosen, 0), 1), -1)
+        cuts = np.where(found >= 0, self.cut[found], -1).reshape(batch, retrievals, -1)
+        owners = self.history[np.maximum(found, 0)].reshape(batch, -1)
+        return replace(
+            window, retrieved=self._read([[self.store.history(h) for h in row] for row in owners.tolist()], cuts)
+        )
+
+    def _own(self, window: Window, ids: Array) -> Array:
+        """(B R, l) whether a candidate holds steps of the window's own trajectory."""
+        begin = window.start - window.episode_step[:, 0]
+        lives = [self.store.history(h).episode_offset for h in window.history.tolist()]
+        end = np.array(
+            [
+                offsets[np.searchsorted(offsets, first, side="right")]
+                for offsets, first in zip(lives, begin, strict=True)
+            ]
+        )
+        retrievals = len(ids) // len(begin)
+        history, begin, end = (np.repeat(a, retrievals)[:, None] for a in (window.history, begin, end))
+        cut = self.cut[ids]
+        return (self.history[ids] == history) & (cut + self.config.chunk > begin) & (cut - self.config.chunk < end)
+
+    def _same_future(self, lives: list[History], asks: Array, ids: Array) -> Array:
+        """(B R, l) whether what follows a candidate's cut is, step by step, nearly all that follows where it is asked for."""
+        own = np.stack(
+            [
+                _fingerprint(life, ask[:, None] + np.arange(self.config.chunk))
+                for life, ask in zip(lives, asks, strict=True)
+            ]
+        )
+        own = own.reshape(len(ids), 1, -1)
+        known = np.isfinite(own)  # where the history goes on so far
+        return ((self.following[ids] == own) & known).sum(-1) >= self.config.twin * np.maximum(known.sum(-1), 1)
+
+
+def _past(life: History, steps: Array) -> Past:
+    """Some steps (..., P) of a history; those outside it are not valid."""
+    there = (steps >= 0) & (steps < len(life.reward))
+    rows = np.clip(steps, 0, len(life.reward) - 1)
+    observation = map_observation(lambda column: column[rows], life.observation)
+    return Past(observation, life.action[rows], life.reward[rows], (life.terminated | life.truncated)[rows], there)
+
+
+def _chunk(life: History, cut: int, chunk: int) -> tuple:
+    """(observation, action, reward, ended, return to go) of the steps around a cut, (2 C, ...) each; of any others, where ``cut`` is -1."""
+    rows = slice(0, 2 * chunk) if cut < 0 else slice(cut - chunk, cut + chunk)
+    observation = map_observation(lambda column: column[rows], life.observation)
+    ended = life.terminated[rows] | life.truncated[rows]
+    return observation, life.action[rows], life.reward[rows], ended, _to_go(life, rows)
+
+
+def _to_go(life: History, rows: slice) -> Array:
+    """(n,) float32 what the episode of each of these steps earns from it on."""
+    offsets = life.episode_offset
+    first = int(np.searchsorted(offsets, rows.start, side="right")) - 1
+    past = int(np.searchsorted(offsets, rows.stop, side="left"))
+    around = slice(int(offsets[first]), int(offsets[past]))
+    episode = np.repeat(np.arange(past - first), np.diff(offsets[first : past + 1]))
+    to_go = returns_around(life.reward[None, around], episode[None])[1][0]
+    return to_go[rows.start - around.start : rows.stop - around.start]
+
+
+def _utility(life: History, chunk: int, num: int, asks: Array) -> Array:
+    """(R, num) what the episode of each chunk's cut had earned when it was asked for, at steps ``asks`` (R,)."""
+    cuts = np.minimum(chunk * (1 + np.arange(num)), len(life.reward) - 1)
+    lived = np.concatenate([[0.0], np.cumsum(life.reward, dtype=np.float64)])
+    episode = np.searchsorted(life.episode_offset, cuts, side="right") - 1
+    end = np.minimum(life.episode_offset[episode + 1], np.minimum(asks, len(life.reward))[:, None])
+    return lived[np.maximum(end, 0)] - lived[life.episode_offset[episode]]
+
+
+def _fingerprint(life: History, steps: Array) -> Array:
+    """(...) float64: a number for observation and action of each step, nan outside the history."""
+    there = (steps >= 0) & (steps < len(life.reward))
+    rows = np.clip(steps, 0, len(life.reward) - 1)
+    total = np.zeros(steps.shape)
+    for n, column in enumerate((life.action, *flatten("observation", life.observation).values())):
+        part = np.asarray(column[rows], np.float64).reshape(*steps.shape, -1)
+        total += np.sqrt(3.0 + 7 * n) * (part * np.sqrt(2.0 + np.arange(part.shape[-1]))).sum(
+            -1
+        )  # roots: sums hardly coincide
+    return np.where(there, total, np.nan)
+
+
+def _stack(columns: list) -> Array:
+    return map_observation(lambda *arrays: np.stack(arrays), *columns)

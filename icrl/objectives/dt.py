@@ -1,0 +1,28 @@
+"""Decision Transformer: predict the action that was taken, given the return that its episode still brought.
+
+Chen et al. 2021, arXiv 2106.01345: windows inside one episode, conditioned on the return to go; at deployment the policy is asked for a high return. With a
+memory it is RA-DT (Schmied et al. 2024, arXiv 2410.07071). The label is the executed action, since the return to go tells of what was executed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icrl.config import ObjectiveConfig
+from icrl.data.sampling import Window
+from icrl.models.policy import Policy
+from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
+
+
+@dataclass(frozen=True)
+class DecisionTransformer:
+    """DT's loss."""
+
+    config: ObjectiveConfig
+
+    def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
+        smoothing = self.config.label_smoothing if train else 0.0
+        labels, counted = tensor(window.action, policy.device), tensor(window.valid, policy.device)
+        return masked_loss(policy, step_window(policy, window), labels, counted, smoothing)

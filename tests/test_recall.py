@@ -1,0 +1,143 @@
+"""A memory in a roll-out: what is computed through caches is what the full pass computes, and an empty memory is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_in_context import HORIZON, Script, as_window, live, make_agent
+
+from icrl.config import MemoryConfig
+from icrl.data.chunks import Retrieved
+from icrl.in_context import InContextAgent
+from icrl.models.observations import to_tensors
+from icrl.models.retrieval import RetrievedWindow
+from icrl.objectives.base import step_window
+
+MEMORY = MemoryConfig(k=2, chunk=3, every=2, key_width=8, candidates=5)
+LIFE = {"memory": MEMORY}
+EPISODIC = {"memory": MEMORY, "episodic": True}
+KINDS = {
+    "life": LIFE,
+    "life, first block": {"memory": replace(MEMORY, layers="first")},
+    "life, every step": {"memory": replace(MEMORY, every=1)},
+    "episodic": EPISODIC,
+    "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": True},
+    "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
+}
+every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+
+
+def agent_of(options, window=10) -> InContextAgent:
+    target: Any = 3.0 if options.get("return_to_go") else None
+    agent = make_agent(window=window, target_return=target, **options)
+    agent.policy.spec = replace(agent.policy.spec, horizon=HORIZON)
+    return agent
+
+
+def retrieved_for(agent, lane, groups):
+    """What the memory brings, asked anew, for the first groups of a lane's window."""
+    recall = agent.recall
+    ids = recall.memory.search(np.array([lane]), recall.asked[[lane], :groups], agent._limits()[[lane]])
+    if (ids < 0).all():
+        return None
+    return Retrieved(*(to_tensors(part, agent.policy.device) for part in recall.memory.read(np.array([lane]), ids)))
+
+
+@every_kind
+@torch.no_grad()
+def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
+    agent, script = agent_of(options), Script(3, 60)
+    agent.reset(3)
+    remembered, halved, before = 0, 0, np.zeros(3)
+    for t, output in live(agent, script, 60):
+        for lane in range(3):
+            window = as_window(agent, lane, script.observation[t, lane])
+            n = window.reward.shape[1]
+            steps = agent.context.columns["episode_step"][lane, : n - 1] if n > 1 else np.zeros(0, int)
+            earned = agent.context.columns["episode_return"][lane, : n - 1] if n > 1 else np.zeros(0)
+            earned = np.append(earned, agent.context.episode_return[lane])[None].astype(np.float32)
+            window = replace(
+                window,
+                episode_step=np.append(steps, agent.context.episode_step[lane])[None],
+                episode_return=earned,
+                return_to_go=agent.target_return - earned,
+            )
+            retrieved = retrieved_for(agent, lane, -(-n // agent.policy.config.memory.every))
+            expected = step_window(agent.policy, replace(window, retrieved=retrieved))[0, -1]
+            torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
+            remembered += retrieved is not None
+            halved += n < before[lane] and n > 1
+            before[lane] = n
+    assert remembered > 60 and (halved > 3 or agent.policy.config.episodic)
+
+
+@every_kind
+@torch.no_grad()
+def test_an_empty_memory_is_no_memory_bit_for_bit(options):
+    agent, script = agent_of(options), Script(2, 30)
+    agent.reset(2)
+    for t, _ in live(agent, script, 30):
+        if t == 8:
+            break
+    policy = agent.policy
+    window = as_window(agent, 0, script.observation[8, 0])
+    length, each = window.reward.shape[1], policy.config.memory.every
+    nothing = torch.zeros(1, -(-length // each), 4, dtype=torch.bool)
+    tokens = torch.randn(*nothing.shape, policy.config.width)
+    plain = step_window(policy, window)
+    inputs = []
+    policy.step_window, real = lambda *a: inputs.append(a), policy.step_window
+    step_window(policy, window)
+    empty = real(*inputs[0][:-1], RetrievedWindow(tokens, nothing, each * policy.config.tokens_per_step))
+    assert torch.equal(plain, empty)
+    some = nothing.clone()
+    some[..., 0] = True
+    full = real(*inputs[0][:-1], RetrievedWindow(tokens, some, each * policy.config.tokens_per_step))
+    assert not torch.allclose(plain, full, atol=1e-3)
+    other = torch.where(some[..., None], tokens, 1e4)  # what masked neighbours hold is inert
+    again = real(*inputs[0][:-1], RetrievedWindow(other, some, each * policy.config.tokens_per_step))
+    assert torch.equal(full, again)
+
+
+@torch.no_grad()
+def test_lanes_are_apart_and_a_reset_forgets_the_memory():
+    one, two = agent_of(LIFE), agent_of(LIFE)
+    script, other = Script(2, 40), Script(2, 40, seed=3)
+    other.observation[:, 0], other.reward[:, 0], other.ended[:, 0] = (
+        script.observation[:, 0],
+        script.reward[:, 0],
+        script.ended[:, 0],
+    )
+    one.reset(2)
+    two.reset(2)
+    for (_, a), (_, b) in zip(live(one, script, 40), live(two, other, 40), strict=True):
+        torch.testing.assert_close(a[0], b[0], rtol=1e-5, atol=1e-5)
+    fresh = agent_of(LIFE)
+    fresh.reset(2)
+    one.reset([1])
+    assert one.recall is not None and one.recall.memory.count.tolist()[1] == 0
+    rest = script.after(5)
+    outputs = [next(live(agent, rest, 1))[1][1] for agent in (one, fresh)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_in_force_stays_where_the_policy_is_sure():
+    sure = agent_of({"memory": replace(MEMORY, every=1, confidence=1e-9)})
+    script = Script(2, 9)
+    sure.reset(2)
+    for _ in live(sure, script, 9):
+        pass
+    assert sure.recall is not None
+    asked = sure.recall.asked[:, :9]
+    assert (asked == asked[:, :1]).all()  # the first question, asked before anything was lived
+    unsure = agent_of({"memory": replace(MEMORY, every=1)})
+    unsure.reset(2)
+    for _ in live(unsure, script, 9):
+        pass
+    assert unsure.recall is not None
+    assert len(np.unique(unsure.recall.asked[0, :9].reshape(9, -1), axis=0)) > 5
