@@ -30,7 +30,10 @@ def load(
     """
     from icrl.checkpoint import load_policy
     from icrl.in_context import InContextAgent
+    from icrl.memory.encoders import make_encoder
 
     policy, recipe, _ = load_policy(Path(run), checkpoint, device)
     target = recipe.objective.target_return if target_return is None else target_return
-    return InContextAgent(policy, seed=seed, greedy=greedy, append=append, target_return=target)
+    memory = policy.config.memory
+    encoder = make_encoder(policy.spec, memory, Path(run)) if memory.k else None
+    return InContextAgent(policy, seed=seed, greedy=greedy, append=append, target_return=target, encoder=encoder)

@@ -13,6 +13,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,9 @@ from icrl.context import Context
 from icrl.data.sampling import Window
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import replace_file
-from icrl.interfaces import Array, Decision, Observation, Step, UserError, map_observation
+from icrl.interfaces import Array, Decision, Observation, Step, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder, make_encoder
+from icrl.memory.files import check_fits, describe, fill, lanes_by_task, read_memory, save_memory
 from icrl.memory.recall import Recall
 from icrl.models.heads import CategoricalHead
 from icrl.models.observations import to_tensors
@@ -207,9 +209,39 @@ class InContextAgent:
         }
         for name, column in self.context.columns.items():
             arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
+        if self.recall is not None:
+            arrays |= {f"memory/{key}": part for key, part in self.recall.state().items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         replace_file(Path(path), buffer.getvalue())
+
+    def save_memory(self, path: str | Path, tasks: Tasks | None = None) -> None:
+        """Write the chunks that every lane remembers to the file ``path`` (.npz); ``tasks`` (B,) says what each lane plays.
+
+        Raises UserError where the policy has no memory or the file cannot be written.
+        """
+        save_memory(path, self._recalling().memory, self.policy.spec, tasks)
+
+    def load_memory(self, path: str | Path, tasks: Tasks | None = None) -> None:
+        """Start every lane, which must be fresh, from a saved memory: with what all saved lanes of its task (``tasks``, (B,)) remember, or lane i with
+
+        what lane i does. Raises UserError for a file that is none, of another encoder, family or version, or without these tasks.
+        """
+        recall = self._recalling()
+        saved = read_memory(path, self.policy.spec)
+        check_fits(path, saved, recall.memory, self.policy.spec)
+        if tasks is None:
+            saved = replace(saved, tasks=np.zeros(0))
+        lanes = lanes_by_task(saved, np.zeros(self.num_lanes) if tasks is None else tasks, path)
+        for lane, theirs in enumerate(lanes):
+            fill(recall.memory, lane, saved, theirs)
+
+    def _recalling(self) -> Recall:
+        if self.recall is None:
+            raise UserError(
+                "there is no memory: the policy has none (model.memory.k is 0), or reset(number of lanes) was not called yet"
+            )
+        return self.recall
 
     def restore_context(self, path: str | Path) -> None:
         """Go on from a saved context: the agent then acts as the one that saved it would have.
@@ -227,7 +259,10 @@ class InContextAgent:
     def _made_for(self) -> str:
         """What a saved context must agree with, as JSON."""
         config = self.policy.config
-        return json.dumps({"spec": spec_to_json(self.policy.spec), "layout": config.layout, "window": config.window})
+        made_for = {"spec": spec_to_json(self.policy.spec), "layout": config.layout, "window": config.window}
+        if self._encoder is not None:
+            made_for["memory"] = describe(config.memory.chunk, self._encoder, self.policy.spec)
+        return json.dumps(made_for)
 
     def _restore(self, saved: dict[str, Array]) -> None:
         """The state that ``save_context`` wrote; KeyError where something is missing."""
@@ -249,6 +284,9 @@ class InContextAgent:
         self.context.episode_return = saved["episode_return"]
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
+        if self.recall is not None:
+            memory = {key.removeprefix("memory/"): part for key, part in saved.items() if key.startswith("memory/")}
+            self.recall.restore(memory, self.policy.spec.observation_space)
 
     # reading
 

@@ -31,6 +31,7 @@ OUR_NAMES = (
     "metrics.csv",
     "tensorboard",
     "checkpoints",
+    "encoder",
     "rl2",
     "evaluation.json",
     "evaluation-*.npz",

@@ -124,7 +124,9 @@ class _Training:
         self.learner, self.store, self.family, self.run = learner, store, family, run
         self.monitor, self.stop, self.progress = monitor, stop, progress
         recipe, model = learner.recipe, learner.recipe.model
-        self.encoder = make_encoder(learner.spec, model.memory) if model.memory.k else None
+        self.encoder = make_encoder(learner.spec, model.memory, run) if model.memory.k else None
+        if self.encoder is not None:
+            self.encoder.keep(run)
         self.sampler = WindowSampler(
             store,
             model.window,

@@ -63,7 +63,7 @@ def agent_factories(
     from icrl.memory.encoders import make_encoder
 
     memory = policy.config.memory
-    encoder = make_encoder(policy.spec, memory) if memory.k else None
+    encoder = make_encoder(policy.spec, memory, run) if memory.k else None
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
         return InContextAgent(

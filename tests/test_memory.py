@@ -364,7 +364,7 @@ def test_a_full_memory_lets_the_least_useful_go_of_equals_the_oldest():
         )
         memory.add(step)
         assert memory.count[0] <= 3
-    assert sorted(memory._end[0, :3].tolist()) == [2 * CHUNK, 5 * CHUNK, 6 * CHUNK]
+    assert sorted(memory.end[0, :3].tolist()) == [2 * CHUNK, 5 * CHUNK, 6 * CHUNK]
 
 
 def test_utility_is_the_whole_episodes_return_once_it_has_ended():
@@ -443,3 +443,41 @@ def test_language_embeddings_are_recalled(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read .* download the language model again"):
         make_encoder(SPEC, replace(CONFIG, encoder=f"language:{tmp_path}"))
+
+
+def test_a_frozen_policy_makes_keys_and_a_copy_of_it_stays_with_the_run(tmp_path):
+    """Keys are its hidden states on the steps alone, whatever stands for steps that were not lived."""
+    from tiny_training import FAMILY, LAYOUTS, RECIPE, make_store
+
+    from icrl import load
+    from icrl.training import train
+
+    store = make_store(tmp_path / "data")
+    train(RECIPE, store, FAMILY, tmp_path / "teacher", progress=False, monitored=False)
+    encoder = make_encoder(FAMILY.spec, replace(CONFIG, encoder=f"policy:{tmp_path / 'teacher'}"))
+    window = windows(store, np.arange(3), np.zeros(3, int), 6)
+    ended = window.terminated | window.truncated
+    past = Past(window.observation, window.action, window.reward, ended, np.ones((3, 6), bool))
+    parts = encoder.parts(past)
+    assert parts.shape == (3, 6, encoder.width) and np.isfinite(parts).all()
+
+    def behind_nothing(array):
+        return np.concatenate([np.full_like(array[:, :2], 1), array], 1)
+
+    padded = encoder.parts(
+        Past(*(behind_nothing(column) for column in past[:4]), behind_nothing(past.valid) & (np.arange(8) > 1))
+    )
+    np.testing.assert_allclose(padded[:, 2:], parts, rtol=1e-4, atol=1e-5)
+    assert not padded[:, :2].any()
+    recipe = LAYOUTS["ra-dt"]
+    memory = replace(recipe.model.memory, encoder=f"policy:{tmp_path / 'teacher'}")
+    student = replace(recipe, model=replace(recipe.model, memory=memory))
+    train(student, store, FAMILY, tmp_path / "student", progress=False, monitored=False)
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    agent = load(tmp_path / "student")
+    agent.reset(2)
+    assert agent.recall is not None and agent.recall.memory.encoder.identity() == encoder.identity()
+    with pytest.raises(UserError, match="its policy cannot be an encoder"):
+        make_encoder(FAMILY.spec, replace(CONFIG, encoder=f"policy:{tmp_path / 'student'}"))
+    with pytest.raises(UserError, match="no best checkpoint there"):
+        make_encoder(FAMILY.spec, replace(CONFIG, encoder=f"policy:{tmp_path / 'teacher'}"))

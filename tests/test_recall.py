@@ -13,6 +13,7 @@ from test_in_context import HORIZON, Script, as_window, live, make_agent
 from icrl.config import MemoryConfig
 from icrl.data.chunks import Retrieved
 from icrl.in_context import InContextAgent
+from icrl.interfaces import UserError
 from icrl.models.observations import to_tensors
 from icrl.models.retrieval import RetrievedWindow
 from icrl.objectives.base import step_window
@@ -141,3 +142,102 @@ def test_what_is_in_force_stays_where_the_policy_is_sure():
         pass
     assert unsure.recall is not None
     assert len(np.unique(unsure.recall.asked[0, :9].reshape(9, -1), axis=0)) > 5
+
+
+# files
+
+
+def lived(options=LIFE, lanes=2, steps=40, seed=0):
+    agent, script = agent_of(options), Script(lanes, steps + 10, seed)
+    agent.reset(lanes)
+    for _ in live(agent, script, steps):
+        pass
+    return agent, script
+
+
+@every_kind
+@torch.no_grad()
+def test_a_saved_and_restored_context_acts_as_the_one_that_saved_it(options, tmp_path):
+    agent, script = lived(options, steps=37)
+    agent.save_context(tmp_path / "context.npz")
+    again = agent_of(options)
+    again.reset(2)
+    again.restore_context(tmp_path / "context.npz")
+    rest = script.after(37)
+    for (_, a), (_, b) in zip(live(agent, rest, 10), live(again, rest, 10), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_lane_that_starts_from_a_saved_memory_retrieves_from_it(tmp_path):
+    agent, script = lived()
+    agent.save_memory(tmp_path / "memory.npz")
+    again, plain = agent_of(LIFE), agent_of(LIFE)
+    again.reset(2)
+    plain.reset(2)
+    again.load_memory(tmp_path / "memory.npz")
+    assert again.recall is not None and agent.recall is not None
+    assert again.recall.memory.count.tolist() == agent.recall.memory.count.tolist()
+    np.testing.assert_array_equal(
+        again.recall.memory.utility(np.arange(2)),
+        agent.recall.memory.utility(np.arange(2))[:, : again.recall.memory.keys.shape[1]],
+    )
+    outputs = [[output for _, output in live(a, script, 8)] for a in (again, plain)]
+    torch.testing.assert_close(outputs[0][0], outputs[1][0], rtol=1e-4, atol=1e-4)  # nothing was seen to ask with
+    assert not torch.allclose(outputs[0][7], outputs[1][7], atol=1e-3)
+
+
+def test_memories_of_one_task_are_merged_and_the_best_stay(tmp_path):
+    agent, _ = lived(lanes=3)
+    tasks = np.array([(4,), (7,), (4,)], [("goal", int)])
+    agent.save_memory(tmp_path / "memory.npz", tasks)
+    assert agent.recall is not None
+    counts = agent.recall.memory.count
+    again = agent_of(LIFE)
+    again.reset(3)
+    again.load_memory(tmp_path / "memory.npz", np.array([(7,), (4,), (5,)], tasks.dtype))
+    assert again.recall is not None
+    assert again.recall.memory.count.tolist() == [counts[1], counts[0] + counts[2], 0]
+    small = agent_of({"memory": replace(MEMORY, capacity=4)})
+    small.reset(1)
+    small.load_memory(tmp_path / "memory.npz", tasks[:1])
+    assert small.recall is not None
+    kept = small.recall.memory.utility(np.zeros(1, int))[0]
+    everything = again.recall.memory.utility(np.array([1]))[0, : counts[0] + counts[2]]
+    np.testing.assert_allclose(np.sort(kept[:4]), np.sort(everything)[-4:])
+
+
+def test_memories_that_do_not_fit_are_one_line(tmp_path):
+    agent, _ = lived()
+    file = tmp_path / "memory.npz"
+    agent.save_memory(file, np.array([(1,), (2,)], [("goal", int)]))
+    for options, words in (
+        ({"memory": replace(MEMORY, chunk=2)}, "made with chunk 3, this policy needs 2"),
+        ({"memory": replace(MEMORY, key_width=16)}, "made with key width 8, this policy needs 16"),
+    ):
+        other = agent_of(options)
+        other.reset(2)
+        with pytest.raises(UserError, match=words):
+            other.load_memory(file)
+    with pytest.raises(UserError, match="remembers none of the 2 tasks"):
+        again = agent_of(LIFE)
+        again.reset(2)
+        again.load_memory(file, np.array([(3,), (4,)], [("goal", int)]))
+    with pytest.raises(UserError, match="already remembers something"):
+        agent.load_memory(file)
+    with pytest.raises(UserError, match="there is no memory: the policy has none"):
+        plain = make_agent()
+        plain.reset(2)
+        plain.load_memory(file)
+    content = file.read_bytes()
+    for damaged in (content[:100], content[: len(content) // 2], b"", b"no zip at all"):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"is not a saved memory .* give a file that icrl evaluate --save-memory wrote"
+        ):
+            agent.load_memory(file)
+    agent.save_context(tmp_path / "context.npz")
+    with pytest.raises(UserError, match="is not a saved memory"):
+        agent.load_memory(tmp_path / "context.npz")
+    with pytest.raises(UserError, match=r"the folder .* does not exist"):
+        agent.save_memory(tmp_path / "nowhere" / "memory.npz")

@@ -8,7 +8,6 @@ Paischer et al. 2022; RA-DT's domain-agnostic encoder). ``policy:RUN`` takes the
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +26,7 @@ SCALE = 1.0
 
 
 class Past(NamedTuple):
-    """Up to P steps of n lanes or chunks, oldest first; ``valid`` is False where there are fewer. All (n, P, ...)."""
+    """Up to P steps of lanes or chunks, oldest first; ``valid`` is False where there are fewer. All (..., P, ...)."""
 
     observation: Observation
     action: Array
@@ -42,11 +41,15 @@ class Encoder(Protocol):
     width: int
 
     def parts(self, past: Past) -> Array:
-        """(n, P, E) float32: the key of every step, 0 where there is none."""
+        """(..., P, E) float32: the key of every step, 0 where there is none."""
         ...
 
     def identity(self) -> str:
         """What two memories must share for their keys to be comparable."""
+        ...
+
+    def keep(self, run: Path) -> None:
+        """Copy into a run folder what the encoder needs and cannot be made again."""
         ...
 
 
@@ -70,6 +73,8 @@ class Projection:
 
     def identity(self) -> str:
         return self._described
+
+    def keep(self, run: Path) -> None: ...
 
 
 class LanguageEmbeddings:
@@ -95,6 +100,8 @@ class LanguageEmbeddings:
     def identity(self) -> str:
         return f"language embeddings {self._hash} behind {self._projection.identity()}"
 
+    def keep(self, run: Path) -> None: ...
+
 
 def read_token_embeddings(folder: Path) -> Array:
     """(V, E) float32 input embeddings of a Hugging Face model's folder (safetensors). UserError where there are none."""
@@ -117,17 +124,21 @@ def read_token_embeddings(folder: Path) -> Array:
     )
 
 
-def make_encoder(spec: FamilySpec, config: MemoryConfig) -> Encoder:
-    """The encoder that ``config`` names. Raises UserError for an unknown one, or a path without what it needs."""
+def make_encoder(spec: FamilySpec, config: MemoryConfig, run: Path | None = None) -> Encoder:
+    """The encoder that ``config`` names, the copy that ``run`` keeps of it where there is one.
+
+    Raises UserError for an unknown one, or a path without what it needs.
+    """
     kind, _, path = config.encoder.partition(":")
     if config.encoder == "projection":
         return Projection(spec, config.key_width)
     if kind == "language" and path:
         return LanguageEmbeddings(spec, path)
     if kind == "policy" and path:
-        from icrl.memory.policy_encoder import PolicyEncoder
+        from icrl.memory.policy_encoder import KEPT, PolicyEncoder
 
-        return PolicyEncoder.of_run(spec, Path(path))
+        kept = run is not None and (run / KEPT).exists()
+        return PolicyEncoder.of_run(spec, run / KEPT if run is not None and kept else Path(path))
     raise UserError(
         f"model.memory.encoder {config.encoder!r} is unknown, expected projection, policy:RUN or language:FOLDER"
     )
@@ -175,8 +186,3 @@ def _table_embedding(space: Any, width: int, rng: np.random.Generator) -> Any:
         return table[index @ strides] if strides is not None else table[index + offsets].sum(-2)
 
     return look_up
-
-
-def describe(identity: str) -> str:
-    """A short name of an identity, for messages."""
-    return json.dumps(identity if len(identity) <= 80 else identity[:77] + "...")

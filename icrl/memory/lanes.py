@@ -7,16 +7,21 @@ the chunk with the lowest utility goes, of equals the oldest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import gymnasium as gym
 import numpy as np
 
 from icrl.config import MemoryConfig
 from icrl.data.chunks import Retrieved
+from icrl.data.schema import flatten, unflatten
 from icrl.interfaces import Array, Observation, Step, map_observation
 from icrl.memory.encoders import Encoder, Past, keys_of
 from icrl.memory.index import nearest
 from icrl.memory.selection import Candidates, select
 
 _COLUMNS = ("observation", "action", "reward", "ended")
+_STATE = ("life", "count", "totals", "episode", "keys", "futures", "end", "last_key")
 
 
 class LaneMemory:
@@ -30,12 +35,12 @@ class LaneMemory:
             (lanes, 8)
         )  # (B, episodes) what each finished episode earned, and the running one so far
         self.episode = np.zeros(lanes, np.int64)  # (B,) number of the running episode
-        self._recent: dict[str, Observation] = {}  # (B, 2 C, ...) the last transitions, at their step modulo 2 C
-        self._chunks: dict[str, Observation] = {}  # (B, N, 2 C, ...)
-        self._keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
-        self._futures = np.zeros_like(self._keys)  # (B, N, E) of those behind it
-        self._end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
-        self._last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
+        self.recent: dict[str, Observation] = {}  # (B, 2 C, ...) the last transitions, at their step modulo 2 C
+        self.chunks: dict[str, Observation] = {}  # (B, N, 2 C, ...)
+        self.keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
+        self.futures = np.zeros_like(self.keys)  # (B, N, E) of those behind it
+        self.end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
+        self.last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
 
     def forget(self, lanes: Array) -> None:
         """Empty some lanes."""
@@ -56,15 +61,15 @@ class LaneMemory:
             "episode": self.episode,
             "earned": self.totals[lanes, self.episode].astype(np.float32),
         }
-        if not self._recent:
-            self._recent = {name: map_observation(lambda a: _room(a, span), value) for name, value in values.items()}
+        if not self.recent:
+            self.recent = {name: map_observation(lambda a: _room(a, span), value) for name, value in values.items()}
         where = self.life % span
         for name, value in values.items():
 
             def write(column: Array, new: Array) -> None:
                 column[lanes, where] = new
 
-            map_observation(write, self._recent[name], value)
+            map_observation(write, self.recent[name], value)
         self.totals[lanes, self.episode] += values["reward"]
         self.episode += ended
         if self.episode.max(initial=0) >= self.totals.shape[1]:
@@ -74,20 +79,20 @@ class LaneMemory:
         if len(due):
             self._cut(due)
 
-    def recent(self, lanes: Array, num: int) -> Past:
+    def last(self, lanes: Array, num: int) -> Past:
         """The last ``num`` transitions of some lanes, at most two chunks of them, oldest first."""
         steps = self.life[lanes, None] - num + np.arange(num)  # (n, num)
-        if not self._recent:
+        if not self.recent:
             raise ValueError("nothing was added yet")
         where = steps % (2 * self.config.chunk)
-        columns = (map_observation(lambda a: a[lanes[:, None], where], self._recent[name]) for name in _COLUMNS)
+        columns = (map_observation(lambda a: a[lanes[:, None], where], self.recent[name]) for name in _COLUMNS)
         return Past(*columns, steps >= 0)
 
     def query(self, lanes: Array) -> Array:
         """(n, P, E) the keys of the last steps of some lanes, 0 where there are none: what a retrieval now asks with."""
-        if not self._recent:
+        if not self.recent:
             return np.zeros((len(lanes), self.config.chunk, self.encoder.width), np.float32)
-        return self.encoder.parts(self.recent(lanes, self.config.chunk))
+        return self.encoder.parts(self.last(lanes, self.config.chunk))
 
     def retrieve(self, lanes: Array, parts: Array, limits: Array) -> Retrieved:
         """What Q queries ``parts`` (n, Q, P, E) of some lanes bring, of the chunks that ended by step ``limits`` (n,) of their lives: (n, Q, M, ...)."""
@@ -97,20 +102,20 @@ class LaneMemory:
         """(n, Q, k) the numbers of the chunks that are chosen, -1 where there are fewer."""
         most = int(self.count[lanes].max(initial=0))
         asked = (parts != 0).any(-1)  # (n, Q, P)
-        allowed = (np.arange(most) < self.count[lanes, None]) & (self._end[lanes, :most] <= limits[:, None])
+        allowed = (np.arange(most) < self.count[lanes, None]) & (self.end[lanes, :most] <= limits[:, None])
         num, queries = parts.shape[:2]
         if not (allowed.any() and asked.any()):
             return np.full((num, queries, self.config.k), -1)
         keys = keys_of(parts)
-        relevance, ids = nearest(self._keys[lanes, :most], keys, min(self.config.candidates, most), allowed)
+        relevance, ids = nearest(self.keys[lanes, :most], keys, min(self.config.candidates, most), allowed)
         relevance[~asked.any(-1)] = -np.inf
         rows, flat = np.repeat(np.arange(num), queries)[:, None], ids.reshape(num * queries, -1)
         owners = lanes[rows]
         candidates = Candidates(
             relevance.reshape(flat.shape),
             self.utility(lanes)[rows, flat],
-            self._keys[owners, flat],
-            self._futures[owners, flat],
+            self.keys[owners, flat],
+            self.futures[owners, flat],
         )
         chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), self.config)
         found = np.where(chosen >= 0, np.take_along_axis(flat, np.maximum(chosen, 0), 1), -1)
@@ -118,14 +123,14 @@ class LaneMemory:
 
     def utility(self, lanes: Array) -> Array:
         """(n, N) what the episode of each chunk's cut earned, or has earned so far."""
-        if not self._chunks:
+        if not self.chunks:
             return np.zeros((len(lanes), 0))
-        episode = self._chunks["episode"][lanes, :, self.config.chunk]  # type: ignore[index]
+        episode = self.chunks["episode"][lanes, :, self.config.chunk]  # type: ignore[index]
         return np.take_along_axis(self.totals[lanes], episode, 1)
 
     def read(self, lanes: Array, ids: Array) -> Retrieved:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
-        if not self._chunks:
+        if not self.chunks:
             raise ValueError("nothing can be read from an empty memory")
         span = 2 * self.config.chunk
         num, queries, k = ids.shape
@@ -134,7 +139,7 @@ class LaneMemory:
             taken = column[lanes[:, None, None], np.maximum(ids, 0)]  # (n, Q, k, 2 C, ...)
             return taken.reshape(num, queries, -1, *taken.shape[4:])
 
-        columns = {name: map_observation(gather, column) for name, column in self._chunks.items()}
+        columns = {name: map_observation(gather, column) for name, column in self.chunks.items()}
         episode = np.asarray(columns["episode"])
         totals = self.totals[lanes[:, None, None], episode]
         valid = np.repeat(ids >= 0, span, 2)
@@ -145,16 +150,68 @@ class LaneMemory:
             valid=valid,
         )
 
+    def adopt(self, lane: int, chunks: dict[str, Observation], keys: Array, futures: Array, totals: Array) -> None:
+        """Give an empty lane the n chunks (n, 2 C, ...) of another life, whose episodes, numbered from 0, earned ``totals``."""
+        num = len(keys)
+        if not self.chunks:
+            self.chunks = {
+                name: map_observation(lambda a: np.zeros((len(self.life), 0, *a.shape[1:]), a.dtype), column)
+                for name, column in chunks.items()
+            }
+        self._make_room(num)
+        for name, column in chunks.items():
+
+            def copy(mine: Array, given: Array) -> None:
+                mine[lane, :num] = given
+
+            map_observation(copy, self.chunks[name], column)
+        self.keys[lane, :num], self.futures[lane, :num] = keys, futures
+        self.end[lane, :num] = 0
+        missing = len(totals) + 1 - self.totals.shape[1]
+        if missing > 0:
+            self.totals = np.concatenate([self.totals, np.zeros((len(self.totals), missing))], 1)
+        self.totals[lane, : len(totals)] = totals
+        self.count[lane], self.episode[lane] = num, len(totals)
+
+    # the whole state
+
+    def state(self) -> dict[str, Array]:
+        """Everything, as arrays by name."""
+        arrays = {name: getattr(self, name) for name in _STATE}
+        for group in ("recent", "chunks"):
+            for name, column in getattr(self, group).items():
+                arrays |= {f"{group}/{key}": part for key, part in flatten(name, column).items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, Array], space: gym.Space) -> None:
+        """Take over a state; ``space`` is that of observations. KeyError or ValueError where something is missing or of another shape."""
+        lanes, width = len(self.life), self.encoder.width
+        if arrays["keys"].shape[::2] != (lanes, width):
+            raise ValueError(f"keys of shape {arrays['keys'].shape}, expected ({lanes}, ..., {width})")
+        for name in _STATE:
+            setattr(self, name, np.array(arrays[name]))
+        for group in ("recent", "chunks"):
+            columns: dict[str, Observation] = {}
+            if f"{group}/reward" in arrays:
+                columns = {
+                    name: np.array(arrays[f"{group}/{name}"])
+                    for name in ("action", "reward", "ended", "episode", "earned")
+                }
+                columns["observation"] = unflatten(
+                    space, "observation", lambda key, group=group: np.array(arrays[f"{group}/{key}"])
+                )
+            setattr(self, group, columns)
+
     # storing
 
     def _cut(self, lanes: Array) -> None:
         """A cut in some lanes: the steps since the last one get a key, and the chunk around the last one is complete."""
-        past = self.recent(lanes, self.config.chunk)
+        past = self.last(lanes, self.config.chunk)
         keys = keys_of(self.encoder.parts(past))
         complete = self.life[lanes] >= 2 * self.config.chunk
         if complete.any():
             self._store(lanes[complete], keys[complete])
-        self._last_key[lanes] = keys
+        self.last_key[lanes] = keys
 
     def _store(self, lanes: Array, futures: Array) -> None:
         """Put the chunk around the last cut of some lanes where there is room."""
@@ -162,14 +219,14 @@ class LaneMemory:
         self._make_room(int(slots.max()) + 1)
         span = 2 * self.config.chunk
         where = (self.life[lanes, None] - span + np.arange(span)) % span  # (n, 2 C)
-        for name, column in self._recent.items():
+        for name, column in self.recent.items():
 
             def copy(chunks: Array, recent: Array) -> None:
                 chunks[lanes, slots] = recent[lanes[:, None], where]
 
-            map_observation(copy, self._chunks[name], column)
-        self._keys[lanes, slots], self._futures[lanes, slots] = self._last_key[lanes], futures
-        self._end[lanes, slots] = self.life[lanes]
+            map_observation(copy, self.chunks[name], column)
+        self.keys[lanes, slots], self.futures[lanes, slots] = self.last_key[lanes], futures
+        self.end[lanes, slots] = self.life[lanes]
         self.count[lanes] = np.maximum(self.count[lanes], slots + 1)
 
     def _free_slot(self, lane: int) -> int:
@@ -178,11 +235,11 @@ class LaneMemory:
         if held < self.config.capacity:
             return held
         utility = self.utility(np.array([lane]))[0, :held]
-        return int(np.lexsort((self._end[lane, :held], utility))[0])
+        return int(np.lexsort((self.end[lane, :held], utility))[0])
 
     def _make_room(self, needed: int) -> None:
         """Arrays with at least that many slots per lane."""
-        held = self._keys.shape[1]
+        held = self.keys.shape[1]
         if needed <= held:
             return
         more = max(needed, min(2 * held, self.config.capacity), 8) - held
@@ -190,13 +247,13 @@ class LaneMemory:
         def grow(column: Array) -> Array:
             return np.concatenate([column, np.zeros((len(column), more, *column.shape[2:]), column.dtype)], 1)
 
-        if not self._chunks:
-            self._chunks = {
+        if not self.chunks:
+            self.chunks = {
                 name: map_observation(lambda a: np.zeros((len(a), 0, *a.shape[1:]), a.dtype), column)
-                for name, column in self._recent.items()
+                for name, column in self.recent.items()
             }
-        self._chunks = {name: map_observation(grow, column) for name, column in self._chunks.items()}
-        self._keys, self._futures, self._end = grow(self._keys), grow(self._futures), grow(self._end)
+        self.chunks = {name: map_observation(grow, column) for name, column in self.chunks.items()}
+        self.keys, self.futures, self.end = grow(self.keys), grow(self.futures), grow(self.end)
 
 
 def _room(array: Array, span: int) -> Array:

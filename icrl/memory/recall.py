@@ -6,8 +6,10 @@ queries of a window are kept, so that a window that moves on and is read again g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -89,6 +91,16 @@ class Recall:
         parts = self.asked[lanes, :groups] * (np.arange(groups) <= last[:, None])[:, :, None, None]
         retrieved = self._retrieve(lanes, parts, limits)
         return None if retrieved is None else self.policy.window_memory(retrieved)
+
+    def state(self) -> dict[str, Array]:
+        """Everything but the caches, as arrays by name."""
+        return {**self.memory.state(), "asked": self.asked}
+
+    def restore(self, arrays: Mapping[str, Array], space: gym.Space) -> None:
+        """Take over a state; what is in force follows when the windows are read again, and is asked for where they are empty."""
+        self.memory.restore(arrays, space)
+        self.asked[:] = arrays["asked"]
+        self.due[:] = True
 
     def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> None:
         if len(lanes) == 0:

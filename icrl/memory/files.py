@@ -1,0 +1,174 @@
+"""Memories on disk: one .npz per memory with the chunks of all lanes, what they were made for, and the task of each lane.
+
+A memory belongs to the spaces, the chunk length and the encoder that it was made with: keys of another encoder mean nothing here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl.data.schema import flatten, space_to_json, unflatten
+from icrl.files import replace_file
+from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
+from icrl.memory.encoders import Encoder
+from icrl.memory.lanes import LaneMemory
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SavedMemory:
+    """The chunks of all lanes of a memory, one after the other."""
+
+    chunks: dict[str, Observation]  # (n, 2 C, ...) by column, as LaneMemory keeps them
+    keys: Array  # (n, E)
+    futures: Array  # (n, E)
+    lane: Array  # (n,) whose chunk each is
+    end: Array  # (n,) step of that lane's life at which it was complete
+    totals: Array  # (L, episodes) what each episode of each lane earned
+    tasks: Tasks  # (L,) the task of each lane; () where it is not known
+    about: dict[str, Any]  # made for what, by whom
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self.totals)
+
+
+def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: Tasks | None = None) -> None:
+    """Write all chunks of a memory to the file ``path``, whole or not at all; ``tasks`` (B,) says what each lane played."""
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
+    lanes, slots = np.nonzero(np.arange(memory.keys.shape[1]) < memory.count[:, None])
+    arrays: dict[str, Array] = {
+        "keys": memory.keys[lanes, slots],
+        "futures": memory.futures[lanes, slots],
+        "lane": lanes,
+        "end": memory.end[lanes, slots],
+        "totals": memory.totals,
+        "tasks": np.zeros(0) if tasks is None else tasks,
+        "about": np.array(json.dumps(describe(memory.config.chunk, memory.encoder, spec))),
+    }
+    for name, column in memory.chunks.items():
+        arrays |= {f"chunks/{key}": part[lanes, slots] for key, part in flatten(name, column).items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    replace_file(Path(path), buffer.getvalue())
+
+
+def describe(chunk: int, encoder: Encoder, spec: FamilySpec) -> dict[str, Any]:
+    """What a memory is made for."""
+    return {
+        "format": "icrl memory",
+        "version": FORMAT_VERSION,
+        "family": spec.name,
+        "observation space": space_to_json(spec.observation_space),
+        "action space": space_to_json(spec.action_space),
+        "chunk": chunk,
+        "key width": encoder.width,
+        "encoder": encoder.identity(),
+    }
+
+
+def read_memory(path: str | Path, spec: FamilySpec | None = None) -> SavedMemory:
+    """A saved memory. Raises UserError for a file that is none, is damaged, or is from another version.
+
+    ``spec`` gives observations that are dictionaries their structure.
+    """
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        about = json.loads(str(arrays["about"]))
+        if about["format"] != "icrl memory":
+            raise ValueError(f"format {about['format']}")
+        if about["version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} is a memory of version {about['version']}, expected {FORMAT_VERSION}: use the icrl that wrote it, or make it again"
+            )
+        chunks: dict[str, Any] = {
+            name: arrays[f"chunks/{name}"]
+            for name in ("action", "reward", "ended", "episode", "earned")
+            if len(arrays["keys"])
+        }
+        parts = {
+            key.removeprefix("chunks/"): part for key, part in arrays.items() if key.startswith("chunks/observation")
+        }
+        if parts:
+            chunks["observation"] = (
+                unflatten(spec.observation_space, "observation", parts.__getitem__) if spec else parts
+            )
+        rest = {name: arrays[name] for name in ("keys", "futures", "lane", "end", "totals", "tasks")}
+        return SavedMemory(chunks=chunks, about=about, **rest)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a saved memory ({error!r}): give a file that icrl evaluate --save-memory wrote"
+        ) from None
+
+
+def check_fits(path: str | Path, saved: SavedMemory, memory: LaneMemory, spec: FamilySpec) -> None:
+    """Raise UserError where a saved memory was made for something else than this one."""
+    expected = describe(memory.config.chunk, memory.encoder, spec)
+    for name, value in expected.items():
+        there = saved.about.get(name)
+        if there != value:
+            raise UserError(
+                f"{path} was made with {name} {_short(there)}, this policy needs {_short(value)}: give a memory of this run's encoder and family"
+            )
+
+
+def fill(memory: LaneMemory, lane: int, saved: SavedMemory, lanes: Sequence[int]) -> None:
+    """Put the chunks of some saved lanes, merged, into one empty lane; where they are too many, those with the lowest utility stay out.
+
+    They count as the lane's past: they may be retrieved at once.
+    """
+    if memory.count[lane] or memory.life[lane]:
+        raise UserError(f"lane {lane} already remembers something: fill its memory before it acts")
+    chosen = np.flatnonzero(np.isin(saved.lane, lanes))
+    if len(chosen) == 0:
+        return
+    cut = saved.chunks["episode"][:, memory.config.chunk]  # type: ignore[index]
+    utility = saved.totals[saved.lane, cut]
+    best = np.lexsort((saved.end[chosen], utility[chosen]))[::-1][: memory.config.capacity]
+    chosen = np.sort(chosen[best])
+    pairs = np.stack(
+        [np.repeat(saved.lane[chosen, None], 2 * memory.config.chunk, 1), saved.chunks["episode"][chosen]], -1
+    )  # type: ignore[index]
+    episodes, number = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
+    chunks: dict[str, Any] = {
+        name: map_observation(lambda a: a[chosen], column) for name, column in saved.chunks.items()
+    }
+    chunks["episode"] = number.reshape(len(chosen), -1)
+    memory.adopt(lane, chunks, saved.keys[chosen], saved.futures[chosen], saved.totals[episodes[:, 0], episodes[:, 1]])
+
+
+def lanes_by_task(saved: SavedMemory, tasks: Tasks, path: str | Path) -> list[list[int]]:
+    """For each of ``tasks`` (B,) the saved lanes that played it; where no task is known, lane i for lane i.
+
+    Raises UserError where the memory is of other tasks, or of another number of lanes.
+    """
+    if len(saved.tasks) == 0:
+        if saved.num_lanes not in (1, len(tasks)):
+            raise UserError(
+                f"{path} holds {saved.num_lanes} lanes and not their tasks, this roll-out has {len(tasks)}: use as many lanes"
+            )
+        return [[0 if saved.num_lanes == 1 else lane] for lane in range(len(tasks))]
+    if saved.tasks.dtype != tasks.dtype:
+        raise UserError(f"{path} remembers tasks {saved.tasks.dtype}, expected {tasks.dtype}: it is of another family")
+    found = [np.flatnonzero(saved.tasks == task).tolist() for task in tasks]
+    if not any(found):
+        raise UserError(
+            f"{path} remembers none of the {len(tasks)} tasks that are played: evaluate on the split that it was made on"
+        )
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
