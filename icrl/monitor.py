@@ -62,6 +62,30 @@ GLOSSARY: dict[str, Meaning] = {
         "validation return by episode, one line per validation", "return", "rises with the episode"
     ),
     "validation/seconds": Meaning("time of one validation roll-out", "s", "small beside the training between two"),
+    "retrieval/found": Meaning(
+        "share of retrievals that found something",
+        "fraction",
+        "near 1 less the share of emptied memories and of windows at the start",
+    ),
+    "retrieval/same_task": Meaning(
+        "share of the retrieved chunks that are of the window's own task",
+        "fraction",
+        "near 1, or keys do not tell tasks apart",
+    ),
+    "retrieval/utility": Meaning(
+        "mean return of the episodes that the retrieved chunks are of", "return", "above that of the histories"
+    ),
+    "retrieval/size": Meaning(
+        "chunks among which a window's retrievals choose, mean", "chunks", "as many as at deployment"
+    ),
+    "retrieval/seconds": Meaning(
+        "time of a batch's retrievals, beside the training step", "s", "under that of the step"
+    ),
+    "retrieval/attention": Meaning(
+        "share of the cross-attention that goes to what was retrieved, at the validation",
+        "fraction",
+        "rises as the memory proves useful",
+    ),
     "speed/steps_per_second": Meaning("optimiser steps, validation not counted", "1/s", "constant"),
     "speed/tokens_per_second": Meaning("tokens trained on, padding included", "1/s", "constant"),
     "speed/flop_utilisation": Meaning(

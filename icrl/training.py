@@ -35,6 +35,7 @@ from icrl.interfaces import Array, Family, Split, UserError
 from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.training import make_history_memory
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
+from icrl.objectives.base import attention_on_memory
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
 from icrl.seeding import LaneStreams, derive_seed
@@ -159,7 +160,7 @@ class _Training:
                     recent = _Recent()
                 bar.update()
                 if done.step % config.validate_every == 0 or last:
-                    done = self._validate(done, bar)
+                    done = self._validate(done, window, bar)
                     self._save(replace(done, seconds=time.perf_counter() - began))
                 elif self.stop.requested:
                     self._save(done)
@@ -187,8 +188,11 @@ class _Training:
         self.monitor.speed(step, recent.count, recent.seconds, tokens, flops)
         bar.set_postfix_str(f"loss {scalars['train/loss']:.3f}, {recent.count * tokens / recent.seconds:,.0f} tokens/s")
 
-    def _validate(self, done: Progress, bar: Any) -> Progress:
+    def _validate(self, done: Progress, window: Window, bar: Any) -> Progress:
         """Roll out on validation tasks, log it, and note whether these are the best weights so far."""
+        if window.retrieved is not None:
+            share = attention_on_memory(self.learner.policy, window)
+            self.monitor.scalars(done.step, {"retrieval/attention": share})
         start = time.perf_counter()
         bar.set_description("validate")
         curve = validation_curve(self.learner, self.store, self.family, self.encoder)
@@ -238,7 +242,7 @@ class _Recent:
 
     def __init__(self):
         self.count, self.seconds, self.batch, self._rate = 0, 0.0, 0, 0.0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
         self._hits: Array = np.zeros(0)  # (T,)
         self._labelled: Array = np.zeros(0)  # (T,) steps in which the position had a label
 
@@ -247,8 +251,12 @@ class _Recent:
         self.seconds += seconds
         self.batch = len(window.reward)
         self._rate = update.learning_rate
-        for name, value in {"loss": update.loss, "grad_norm": update.grad_norm, **update.metrics}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        trained = {"loss": update.loss, "grad_norm": update.grad_norm, **update.metrics}
+        measured = {f"train/{name}": value for name, value in trained.items()}
+        measured |= {f"retrieval/{name}": value for name, value in window.retrieval.items()}
+        for name, value in measured.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
         known = np.isfinite(update.accuracy_by_position)
         if self.count == 1:
             self._hits, self._labelled = np.zeros(len(known)), np.zeros(len(known))
@@ -257,7 +265,7 @@ class _Recent:
 
     def scalars(self) -> dict[str, float]:
         """Means by tag, and the last learning rate."""
-        means = {f"train/{name}": total / self.count for name, total in self._sums.items()}
+        means = {name: total / count for name, (total, count) in self._sums.items()}
         return {**means, "train/learning_rate": self._rate}
 
     def accuracy(self) -> Array:

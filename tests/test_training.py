@@ -367,3 +367,14 @@ def test_the_time_of_a_stopped_run_counts(tmp_path, monkeypatch):
     with run_folder.timed(tmp_path):
         pass
     assert run_folder.read_run(tmp_path)["seconds"] == 6.5
+
+
+@pytest.mark.parametrize("name", ["ad memory", "ra-dt"])
+def test_how_retrievals_went_is_logged(name, store, tmp_path):
+    train(LAYOUTS[name], store, FAMILY, tmp_path / "run", progress=False)
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    for tag in ("found", "size", "seconds", "utility", "attention"):
+        steps, values = metrics[f"retrieval/{tag}"]
+        assert len(steps) and (values > 0).all(), tag
+    assert (metrics["retrieval/found"][1] <= 1).all() and (metrics["retrieval/attention"][1] < 1).all()
+    assert ("retrieval/same_task" in metrics) == (name == "ra-dt")

@@ -8,8 +8,8 @@ policy stay inside one episode. Where the history, or that episode, ends first, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,7 @@ class Window:
     source: Array  # (B,) int64 index into the sources of the collection
     scattered: Array  # (B,) bool: single transitions from uniformly drawn states, in no order
     retrieved: Retrieved | None = None  # what a memory brought for every so many steps
+    retrieval: Mapping[str, float] = field(default_factory=dict)  # how it went, to log
 
 
 class Retriever(Protocol):

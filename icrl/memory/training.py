@@ -10,6 +10,7 @@ A query is made of the steps before the first token that it serves, as at deploy
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -98,14 +99,14 @@ class LifeMemory(_HistoryMemory):
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing where too little came before."""
-        chunk = self.config.chunk
+        started, chunk = time.perf_counter(), self.config.chunk
         asks = self._asks(window)
         lives = [self.store.history(h) for h in window.history.tolist()]
         held = np.maximum(window.start // chunk - 1, 0)  # (B,) chunks that ended before the window
         held[rng.random(len(held)) < self.config.empty] = 0
         most = int(held.max())
         if most == 0:
-            return replace(window, retrieved=None)
+            return window
         parts = self._parts(lives, asks, rng)
         where = np.minimum(self.first[window.history][:, None] + np.arange(most + 1), len(self.keys) - 1)
         segments = self.keys[where]  # (B, N + 1, E)
@@ -124,7 +125,10 @@ class LifeMemory(_HistoryMemory):
         flat_ids = ids.reshape(len(chosen), -1)
         found = np.where(chosen >= 0, np.take_along_axis(flat_ids, np.maximum(chosen, 0), 1), -1)
         cuts = np.where(found >= 0, (found + 1) * chunk, -1).reshape(*asks.shape, -1)
-        return replace(window, retrieved=self._read([[life] * cuts[0].size for life in lives], cuts))
+        retrieved = self._read([[life] * cuts[0].size for life in lives], cuts)
+        useful = np.take_along_axis(flat[1], np.maximum(chosen, 0), 1)
+        went = _went(found, useful, float(held.mean()), started)
+        return replace(window, retrieved=retrieved, retrieval=went)
 
 
 class TrajectoryMemory(_HistoryMemory):
@@ -147,10 +151,18 @@ class TrajectoryMemory(_HistoryMemory):
                 for h, c in zip(history.tolist(), self.cut.tolist(), strict=True)
             ]
         )  # (P, C)
+        returns = [_episode_returns(store.history(h)) for h in range(store.num_histories)]
+        self.utility = np.array(
+            [
+                returns[h][0][np.searchsorted(returns[h][1], c, side="right") - 1]
+                for h, c in zip(history.tolist(), self.cut.tolist(), strict=True)
+            ]
+        )  # (P,) what the episode of the cut earned
         self.index = make_index(self.pool_keys, config.index)
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing for a share of them."""
+        started = time.perf_counter()
         asks = self._asks(window)
         batch, retrievals = asks.shape
         lives = [self.store.history(h) for h in window.history.tolist()]
@@ -171,9 +183,12 @@ class TrajectoryMemory(_HistoryMemory):
         found = np.where(chosen >= 0, np.take_along_axis(ids, np.maximum(chosen, 0), 1), -1)
         cuts = np.where(found >= 0, self.cut[found], -1).reshape(batch, retrievals, -1)
         owners = self.history[np.maximum(found, 0)].reshape(batch, -1)
-        return replace(
-            window, retrieved=self._read([[self.store.history(h) for h in row] for row in owners.tolist()], cuts)
-        )
+        retrieved = self._read([[self.store.history(h) for h in row] for row in owners.tolist()], cuts)
+        went = _went(found, self.utility[np.maximum(found, 0)], float(len(self.history)), started)
+        if (found >= 0).any():
+            right = np.take_along_axis(same_task, np.maximum(chosen, 0), 1)[found >= 0]
+            went["same_task"] = float(right.mean())
+        return replace(window, retrieved=retrieved, retrieval=went)
 
     def _own(self, window: Window, ids: Array) -> Array:
         """(B R, l) whether a candidate holds steps of the window's own trajectory."""
@@ -237,6 +252,19 @@ def _utility(life: History, chunk: int, num: int, asks: Array) -> Array:
     episode = np.searchsorted(life.episode_offset, cuts, side="right") - 1
     end = np.minimum(life.episode_offset[episode + 1], np.minimum(asks, len(life.reward))[:, None])
     return lived[np.maximum(end, 0)] - lived[life.episode_offset[episode]]
+
+
+def _episode_returns(life: History) -> tuple[Array, Array]:
+    """What each episode earned (E,), and where it begins (E,)."""
+    starts = life.episode_offset[:-1]
+    return np.add.reduceat(life.reward, starts), starts
+
+
+def _went(found: Array, utility: Array, size: float, started: float) -> dict[str, float]:
+    """How retrievals went: ``found`` (n, k) chunks, -1 where there is none, and their utility (n, k)."""
+    there = found >= 0
+    went = {"found": float(there.any(1).mean()), "size": size, "seconds": time.perf_counter() - started}
+    return {**went, "utility": float(utility[there].mean())} if there.any() else went
 
 
 def _fingerprint(life: History, steps: Array) -> Array:

@@ -133,11 +133,11 @@ class Policy(nn.Module):
 
     # memory
 
-    def window_memory(self, retrieved: Retrieved) -> RetrievedWindow:
+    def window_memory(self, retrieved: Retrieved, kind: type[RetrievedWindow] = RetrievedWindow) -> RetrievedWindow:
         """What the tokens of whole windows see of R retrievals (B, R, M, ...), one every `memory.every` steps."""
         assert self.retrieved_tokens is not None, "this policy has no memory"
         every = self.config.memory.every * self.config.tokens_per_step
-        return RetrievedWindow(self.retrieved_tokens(retrieved), retrieved.valid, every)
+        return kind(self.retrieved_tokens(retrieved), retrieved.valid, every)
 
     def empty_retrievals(self, lanes: int) -> RetrievalCache:
         """For that many lanes that have retrieved nothing yet."""

@@ -84,10 +84,25 @@ class RetrievedWindow:
         self.seen = see_nothing_too(valid)
 
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
+        return layer(self._grouped(x), layer.remember(self.tokens), self.seen).flatten(1, 2)[:, : x.shape[1]]
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, D) by the retrieval that serves them: (B, R, every, D), zeros where the last one serves fewer."""
         batch, length, width = x.shape
         retrievals = self.tokens.shape[1]
-        x = F.pad(x, (0, 0, 0, retrievals * self.every - length)).view(batch, retrievals, self.every, width)
-        return layer(x, layer.remember(self.tokens), self.seen).flatten(1, 2)[:, :length]
+        return F.pad(x, (0, 0, 0, retrievals * self.every - length)).view(batch, retrievals, self.every, width)
+
+
+class WatchedWindow(RetrievedWindow):
+    """The same, keeping how the attention was divided: ``shares``, by layer (B, R, every, 1 + M), the first share being that of nothing."""
+
+    def __init__(self, tokens: Tensor, valid: Tensor, every: int):
+        super().__init__(tokens, valid, every)
+        self.shares: list[Tensor] = []
+
+    def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
+        self.shares.append(layer.shares(self._grouped(x), layer.remember(self.tokens), self.seen))
+        return super().attend(number, layer, x)
 
 
 def see_nothing_too(valid: Tensor) -> Tensor:

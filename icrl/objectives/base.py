@@ -13,6 +13,7 @@ from icrl.data.sampling import Window
 from icrl.interfaces import map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
+from icrl.models.retrieval import RetrievedWindow, WatchedWindow
 from icrl.models.tokens import Previous
 
 
@@ -62,10 +63,28 @@ def previous_steps(window: Window, device: torch.device) -> Previous:
 
 def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) -> Tensor:
     """Head parameters (B, T, ·) of a window in layout ``step``, with what a memory brought for it."""
+    memory = None if window.retrieved is None else _memory(policy, window.retrieved, RetrievedWindow)
+    return _read(policy, window, hidden, memory)
+
+
+@torch.no_grad()
+def attention_on_memory(policy: Policy, window: Window) -> float:
+    """Share of the cross-attention that goes to what was retrieved, mean over layers, heads and the tokens that have something to look at."""
+    assert window.retrieved is not None, "nothing was retrieved"
+    memory = _memory(policy, window.retrieved, WatchedWindow)
+    assert isinstance(memory, WatchedWindow)
+    _read(policy, window, None, memory)
+    looking = memory.seen[:, :, 1:].any(-1)  # (B, R)
+    nothing = torch.stack([shares[..., 0] for shares in memory.shares])  # (layers, B, R, every)
+    return float(1 - nothing[:, looking].mean()) if bool(looking.any()) else 0.0
+
+
+def _memory(policy: Policy, retrieved: Retrieved, kind: type[RetrievedWindow]) -> RetrievedWindow:
+    return policy.window_memory(Retrieved(*(to_tensors(part, policy.device) for part in retrieved)), kind)
+
+
+def _read(policy: Policy, window: Window, hidden: Tensor | None, memory: RetrievedWindow | None) -> Tensor:
     device = policy.device
-    memory = None
-    if window.retrieved is not None:
-        memory = policy.window_memory(Retrieved(*(to_tensors(part, device) for part in window.retrieved)))
     return policy.step_window(
         to_tensors(window.observation, device),
         previous_steps(window, device),
