@@ -73,9 +73,9 @@ class MemoryConfig:
     """Width of the keys of `projection`."""
     candidates: int = 50
     """Nearest chunks among which the selection chooses."""
-    selection: Literal["top", "coverage", "diverse", "sequential"] = "top"
+    selection: Literal["top", "coverage", "diverse", "sequential", "random", "foreign"] = "top"
     """`top`: the best by score. `coverage`: a set that covers the parts of the query. `diverse`: maximal marginal relevance. `sequential`: each given those
-    chosen before it."""
+    chosen before it. Controls: `random` chunks of the memory; `foreign`, at deployment, those of another lane."""
     utility: float = 1.0
     """Weight of a candidate's utility beside its relevance: the return of its episode, in an episodic policy's training whether it is of the same task."""
     twin: float = 0.98
@@ -271,6 +271,10 @@ class EvaluateConfig:
     """When the agent's own transitions join its context: at once, or (layout `transition`, as DPT was published) when their episode ends."""
     greedy: bool = False
     """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
+    memory: str = ""
+    """Start from this saved memory: every lane with what lanes of its task remembered."""
+    retrieval: dict[str, int | float | str] = field(default_factory=dict)
+    """Options of model.memory that differ in this evaluation, as selection diverse: all but chunk and layers, which the weights are for."""
     baselines: tuple[str, ...] = ("random", "optimal", "source")
     """Sources to evaluate beside the agent (see `icrl list sources`); `source` stands for those that left the recipe's histories, with
     their options, `rl2` for the run's own RL² policy."""

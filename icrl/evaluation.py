@@ -228,6 +228,8 @@ class _Run:
                 env.close()
                 returns.append(episode_returns)
                 tracked.append([(t.every_seed, t.arrays()) for t in watching])
+                if k == 0 and hasattr(agent, "tracked"):
+                    tracked[0].append((False, agent.tracked()))  # type: ignore[attr-defined]  # what the agent itself leaves
                 num_steps += steps
         arrays = _join_seeds(tracked)
         return AgentResult(name, role, np.stack(returns), num_steps, seconds, note, privileged, arrays)

@@ -66,6 +66,8 @@ class InContextAgent:
         What a return-conditioned policy is asked to earn in each episode.
     encoder : Encoder, optional
         Makes the keys of a policy with a memory; by default the one that its configuration names.
+    memory : path, optional
+        A saved memory from which ``reset(number of lanes)`` starts, with ``tasks`` (B,) as in ``load_memory``.
 
     Raises
     ------
@@ -84,6 +86,8 @@ class InContextAgent:
         append: Literal["step", "episode"] = "step",
         target_return: float | None = None,
         encoder: Encoder | None = None,
+        memory: str | Path | None = None,
+        tasks: Tasks | None = None,
     ):
         check_append(append, policy.config.layout)
         if policy.config.return_to_go and target_return is None:
@@ -92,7 +96,7 @@ class InContextAgent:
             )
         self.append, self.target_return = append, target_return or 0.0
         self.recall: Recall | None = None
-        self._encoder = encoder
+        self._encoder, self._memory, self._tasks = encoder, memory, tasks
         if policy.config.memory.k and encoder is None:
             self._encoder = make_encoder(policy.spec, policy.config.memory)
         self._sure: Array | None = None
@@ -106,7 +110,8 @@ class InContextAgent:
     @torch.no_grad()
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         """Start that many fresh lanes (int), or make some lanes (indices) forget everything, for a new task."""
-        if isinstance(lanes, (int, np.integer)):
+        whole = isinstance(lanes, (int, np.integer))
+        if whole:
             self.num_lanes, self._fixed = int(lanes), False
             self.streams = self._streams or LaneStreams(self._seed, "agent", lane_ids=self.num_lanes)
             if self.streams.num_lanes != self.num_lanes:
@@ -127,6 +132,8 @@ class InContextAgent:
         self._empty_cache(index)
         if self.recall is not None:
             self.recall.forget(index)
+            if whole and self._memory is not None:
+                self.load_memory(self._memory, self._tasks)
         self._pending = np.zeros(self.num_lanes, bool) if len(index) == self.num_lanes else self._pending
         self._pending[index] = False
 
@@ -235,6 +242,10 @@ class InContextAgent:
         lanes = lanes_by_task(saved, np.zeros(self.num_lanes) if tasks is None else tasks, path)
         for lane, theirs in enumerate(lanes):
             fill(recall.memory, lane, saved, theirs)
+
+    def tracked(self) -> dict[str, Array]:
+        """What the agent itself leaves of a roll-out, for reports: see ``icrl.memory.trace``."""
+        return {} if self.recall is None else self.recall.trace.arrays()
 
     def _recalling(self) -> Recall:
         if self.recall is None:
@@ -428,6 +439,8 @@ class InContextAgent:
             self.cache,
             memory=memory,
         )
+        if self.recall is not None:
+            self.recall.looked()
         return output[:, 0]
 
     def _limits(self) -> Array:

@@ -14,7 +14,7 @@ from agents import make_source
 from agents.collect import play
 from agents.rl2 import check_playable
 from envs import make_family
-from icrl.config import EvaluateConfig, Recipe, SourceConfig
+from icrl.config import EvaluateConfig, MemoryConfig, Recipe, SourceConfig
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Family, Tasks, UserError
 from icrl.recipe_json import differing_fields
@@ -239,6 +239,21 @@ def _rl2(recipe: Recipe, family: Family) -> Iterator[str]:
         check_playable(family.spec)
 
 
+def other_memory(memory: MemoryConfig, changes: dict[str, int | float | str]) -> MemoryConfig:
+    """The options of a memory with some changed. Raises UserError for one that does not exist, or that no text or number is a value of."""
+    from icrl.recipe_json import dataclass_from_json
+
+    kinds = {f.name: type(getattr(memory, f.name)) for f in dataclasses.fields(memory)}
+    unknown = [name for name in changes if name not in kinds]
+    if unknown:
+        raise UserError(f"--retrieval {unknown[0]}: no option of model.memory, expected some of {', '.join(kinds)}")
+    try:
+        typed = {name: kinds[name](value) for name, value in changes.items()}
+    except ValueError as error:
+        raise UserError(f"--retrieval: {error}") from None
+    return dataclass_from_json(MemoryConfig, {**dataclasses.asdict(memory), **typed}, "--retrieval")
+
+
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
     from icrl.in_context import check_append
 
@@ -257,6 +272,12 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
             f"{prefix}context-size {evaluation.context_size} does not fit the model's window of {recipe.model.window}"
             f"{beside}: pass {room} or less"
         )
+    if (evaluation.memory or evaluation.retrieval) and not recipe.model.memory.k:
+        yield f"{prefix}memory and {prefix}retrieval are for policies with a memory, and model.memory.k is 0: leave them out"
+    if evaluation.memory and not Path(evaluation.memory).is_file():
+        yield f"{prefix}memory {evaluation.memory}: there is no such file; icrl evaluate RUN --save-memory FILE writes one"
+    if evaluation.retrieval:
+        other_memory(recipe.model.memory, evaluation.retrieval)
     if evaluation.posterior_pulls and not hasattr(family, "count_states"):
         yield f"{prefix}posterior-pulls needs the family bernoulli_bandit, whose contexts can be listed; pass 0"
     elif evaluation.posterior_pulls:

@@ -13,7 +13,7 @@ import tyro
 from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
 from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out, source_notes
-from scripts.check import check_evaluation, evaluation_family, split_tasks
+from scripts.check import check_evaluation, evaluation_family, other_memory, split_tasks
 from scripts.common import MachineOptions, check_output_file, check_output_folder, device_of, run_command, wants_help
 from scripts.options import parse
 from scripts.recipe_options import EvaluationOptions
@@ -53,45 +53,57 @@ class Options(MachineOptions):
     """Root seed of the evaluation's random streams; default: the recipe's."""
     json: Path | None = None
     """Write the statistics to this file instead of RUN/evaluation.json (schema: icrl.evaluation_json.SCHEMA)."""
+    save_memory: Path | None = None
+    """Write what the agent remembers at the end (of the first seed) to this file, from which --memory starts again."""
 
 
 def agent_factories(
-    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None
+    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None, made: list[Any] | None = None
 ) -> dict[str, AgentFactory]:
-    """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row."""
+    """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row.
+
+    Each agent that is made joins ``made``, with the tasks of its lanes.
+    """
     from icrl.in_context import InContextAgent
     from icrl.memory.encoders import make_encoder
 
+    if config.retrieval:
+        policy = policy.with_memory(other_memory(policy.config.memory, config.retrieval))
     memory = policy.config.memory
     encoder = make_encoder(policy.spec, memory, run) if memory.k else None
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
-        return InContextAgent(
+        new = InContextAgent(
             policy,
             streams=streams,
             greedy=config.greedy,
             append=config.append,
             target_return=recipe.objective.target_return,
             encoder=encoder,
+            memory=config.memory or None,
+            tasks=env.tasks,
         )
+        if made is not None:
+            made.append((new, env.tasks))
+        return new
 
     baselines = baseline_sources(recipe, config, run)
     return {"agent": agent, **{row: baseline_factory(source, config.greedy) for row, source in baselines.items()}}
 
 
 def evaluate_policy(
-    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None
+    policy: Any, recipe: Recipe, config: EvaluateConfig, run: Path | None = None, save_memory: Path | None = None
 ) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate a policy that ``recipe`` trained; return the record (icrl.evaluation_json.SCHEMA) and what it was made from.
 
-    The baseline "rl2" is the one in the folder ``run``.
+    The baseline "rl2" is the one in the folder ``run``. What the agent remembers at the end (of the first seed) goes to ``save_memory``.
     """
     from icrl.evaluation import evaluate
     from icrl.evaluation_json import evaluation_to_json
     from icrl.exactness import posterior_distance
 
-    family, seed = evaluation_family(config, recipe), recipe.seed
-    factories, sources = agent_factories(policy, recipe, config, run), baseline_sources(recipe, config, run)
+    family, seed, made = evaluation_family(config, recipe), recipe.seed, []
+    factories, sources = agent_factories(policy, recipe, config, run, made), baseline_sources(recipe, config, run)
     names = {row: source.name for row, source in sources.items()}
     evaluation = evaluate(
         family,
@@ -103,6 +115,9 @@ def evaluate_policy(
         privileged={row: PRIVILEGED[name] for row, name in names.items() if name in PRIVILEGED},
         notes=source_notes(sources),
     )
+    if save_memory is not None:
+        agent, tasks = made[0]
+        agent.save_memory(save_memory, tasks)
     distance = None
     if config.posterior_pulls:
         distance = posterior_distance(family, factories["agent"], config.posterior_pulls, seed)
@@ -111,7 +126,13 @@ def evaluate_policy(
 
 
 def evaluate_run(
-    run: Path, recipe: Recipe, config: EvaluateConfig, *, device: str, out: Path | None = None
+    run: Path,
+    recipe: Recipe,
+    config: EvaluateConfig,
+    *,
+    device: str,
+    out: Path | None = None,
+    save_memory: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of ``run``; write the record and its arrays; return the record.
 
@@ -125,7 +146,7 @@ def evaluate_run(
     for line in left_out(recipe, config):
         print(f"icrl: warning: {line}", file=sys.stderr)
     policy, _, _ = load_policy(run, "best", device, evaluation_family(config, recipe).spec)
-    record, evaluation = evaluate_policy(policy, recipe, config, run)
+    record, evaluation = evaluate_policy(policy, recipe, config, run, save_memory)
     if out is not None:
         write_json(out, record)
     else:
@@ -184,10 +205,17 @@ def command(argv: list[str]) -> None:
         recipe = dataclasses.replace(recipe, seed=options.seed)
     check_evaluation(config, recipe, run=run)
     check_output_file(options.json, "--json")
+    check_output_file(options.save_memory, "--save-memory")
+    if options.save_memory is not None and not recipe.model.memory.k:
+        raise UserError(
+            f"--save-memory {options.save_memory}: the policy of {run} has no memory (model.memory.k is 0): leave it out"
+        )
     if options.json is None:
         check_output_folder(run, str(run))
     _warn_of_unfinished(run, recipe)
-    record = evaluate_run(run, recipe, config, device=device_of(options), out=options.json)
+    record = evaluate_run(
+        run, recipe, config, device=device_of(options), out=options.json, save_memory=options.save_memory
+    )
     print(table(record))
     print(f"statistics: {options.json or run / 'evaluation.json'}")
 

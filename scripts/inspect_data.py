@@ -1,12 +1,13 @@
-"""``icrl inspect DATA``: what is in a data folder, as a table and a picture: do the sources improve, explore, vary?"""
+"""``icrl inspect DATA``: what is in a data folder, as a table and a picture: do the sources improve, explore, vary? Or what a saved memory holds."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from envs import make_family
@@ -16,13 +17,16 @@ from icrl.interfaces import Family, UserError
 from scripts.common import check_output_file, run_command
 from scripts.options import parse
 
+if TYPE_CHECKING:
+    from icrl.memory.files import SavedMemory
+
 
 @dataclass(frozen=True)
 class Options:
     """What to look at."""
 
     data: tyro.conf.Positional[Path]
-    """Data folder (of icrl collect, or RUN/data)."""
+    """Data folder (of icrl collect, or RUN/data), or a memory (of icrl evaluate --save-memory)."""
     figure: Path | None = None
     """Also draw it, to this file (.png, .pdf or .svg)."""
     histories: int = 1000
@@ -97,13 +101,52 @@ def draw(store: HistoryStore, num_histories: int, path: Path) -> None:
         raise UserError(f"--figure {path}: cannot be written ({error}): give another place or .png") from None
 
 
+SHOWN_LANES = 10
+
+
+def memory_lines(memory: SavedMemory) -> list[str]:
+    """A saved memory as text: what it was made for, and what its lanes hold."""
+    about, chunk = memory.about, memory.about["chunk"]
+    cut = np.asarray(memory.chunks["episode"])[:, chunk] if len(memory.lane) else np.zeros(0, int)
+    utility = memory.totals[memory.lane, cut]
+    text = [
+        f"memory of {about['family']}, {memory.num_lanes} lanes, {len(memory.lane):,} chunks of {chunk} steps before and {chunk} behind a cut",
+        f"keys of width {about['key width']}: {about['encoder']}",
+        "  lane   chunks   until step   utility of its chunks: mean      best   task",
+    ]
+    for lane in range(min(SHOWN_LANES, memory.num_lanes)):
+        mine = memory.lane == lane
+        task = memory.tasks[lane] if len(memory.tasks) else "not known"
+        if not mine.any():
+            text.append(f"{lane:6d} {0:8d}   nothing remembered   {task}")
+            continue
+        text.append(
+            f"{lane:6d} {mine.sum():8,d} {memory.end[mine].max():12,d} {utility[mine].mean():28.3f} {utility[mine].max():9.3f}   {task}"
+        )
+    if memory.num_lanes > SHOWN_LANES:
+        text.append(f"  ... and {memory.num_lanes - SHOWN_LANES} more")
+    return text
+
+
 def command(argv: list[str]) -> None:
     """Parse, read, print, draw."""
-    description = "Look into a data folder: returns by decile of the history, coverage, action frequencies, a picture."
+    description = (
+        "Look into a data folder: returns by decile of the history, coverage, action frequencies, a picture. Or into a saved memory: its lanes and "
+        "their chunks."
+    )
     options = parse(Options, argv, prog="icrl inspect", description=description)
     if options.histories < 1:
         raise UserError(f"--histories {options.histories}: expected at least 1")
     check_output_file(options.figure, "--figure")
+    if options.data.is_file():
+        if options.figure is not None:
+            raise UserError(
+                f"--figure {options.figure}: pictures are of data folders, {options.data} is a file: leave it out"
+            )
+        from icrl.memory.files import read_memory
+
+        print("\n".join(memory_lines(read_memory(options.data))))
+        return
     if (options.data / "data").is_dir() and not (options.data / "manifest.json").exists():
         raise UserError(f"{options.data} is a run folder, expected a data folder: icrl inspect {options.data / 'data'}")
     store = HistoryStore.open(options.data, verify=options.verify)

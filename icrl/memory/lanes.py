@@ -100,14 +100,16 @@ class LaneMemory:
 
     def search(self, lanes: Array, parts: Array, limits: Array) -> Array:
         """(n, Q, k) the numbers of the chunks that are chosen, -1 where there are fewer."""
+        lanes, config = self._owners(lanes), self.config
         most = int(self.count[lanes].max(initial=0))
         asked = (parts != 0).any(-1)  # (n, Q, P)
         allowed = (np.arange(most) < self.count[lanes, None]) & (self.end[lanes, :most] <= limits[:, None])
         num, queries = parts.shape[:2]
         if not (allowed.any() and asked.any()):
-            return np.full((num, queries, self.config.k), -1)
+            return np.full((num, queries, config.k), -1)
         keys = keys_of(parts)
-        relevance, ids = nearest(self.keys[lanes, :most], keys, min(self.config.candidates, most), allowed)
+        nearest_few = most if config.selection in ("random", "foreign") else min(config.candidates, most)
+        relevance, ids = nearest(self.keys[lanes, :most], keys, nearest_few, allowed)
         relevance[~asked.any(-1)] = -np.inf
         rows, flat = np.repeat(np.arange(num), queries)[:, None], ids.reshape(num * queries, -1)
         owners = lanes[rows]
@@ -117,9 +119,13 @@ class LaneMemory:
             self.keys[owners, flat],
             self.futures[owners, flat],
         )
-        chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), self.config)
+        chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), config)
         found = np.where(chosen >= 0, np.take_along_axis(flat, np.maximum(chosen, 0), 1), -1)
         return found.reshape(num, queries, -1)
+
+    def _owners(self, lanes: Array) -> Array:
+        """(n,) the lanes whose memories are searched: their own, or those of their neighbours for the control ``foreign``."""
+        return (lanes + 1) % len(self.life) if self.config.selection == "foreign" else lanes
 
     def utility(self, lanes: Array) -> Array:
         """(n, N) what the episode of each chunk's cut earned, or has earned so far."""
@@ -132,6 +138,7 @@ class LaneMemory:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
         if not self.chunks:
             raise ValueError("nothing can be read from an empty memory")
+        lanes = self._owners(lanes)
         span = 2 * self.config.chunk
         num, queries, k = ids.shape
 

@@ -17,6 +17,7 @@ from icrl.data.chunks import Retrieved
 from icrl.interfaces import Array, Step
 from icrl.memory.encoders import Encoder
 from icrl.memory.lanes import LaneMemory
+from icrl.memory.trace import Trace
 from icrl.models.observations import to_tensors
 from icrl.models.retrieval import RetrievalCache, RetrievedWindow
 
@@ -44,6 +45,10 @@ class Recall:
             (lanes, groups, config.chunk, encoder.width), np.float32
         )  # (B, R, P, E) keys of what was asked with
         self.due = np.ones(lanes, bool)  # a retrieval waits for the next look
+        self.trace = Trace(lanes)
+        self._came: tuple[Array, Array] | None = (
+            None  # lanes and ids of the retrievals that the next token sees first, where they are traced
+        )
 
     def forget(self, lanes: Array) -> None:
         """A new task in some lanes."""
@@ -77,9 +82,18 @@ class Recall:
         """What the next token of every lane sees; ``lengths`` and ``limits`` (B,): steps in the window, step of the life by which a chunk had ended."""
         lanes = np.flatnonzero(self.due)
         self.due[:] = False
+        self.cache.shares = None
         if len(lanes):
-            self._put_in_force(lanes, lengths[lanes] // self.config.every, limits[lanes])
+            ids = self._put_in_force(lanes, lengths[lanes] // self.config.every, limits[lanes])
+            if self.trace.wants(lanes):
+                self._came, self.cache.shares = (lanes, ids), []
         return self.cache if bool(self.cache.seen[:, 1:].any()) else None
+
+    def looked(self) -> None:
+        """The tokens that were to see what ``look`` gave have been read."""
+        if self._came is not None and self.cache.shares:
+            self.trace.note(self.memory, *self._came, torch.stack(self.cache.shares).mean(0))
+        self._came, self.cache.shares = None, None
 
     def window(self, lanes: Array, lengths: Array, limits: Array) -> RetrievedWindow | None:
         """What the tokens of some lanes' windows of ``lengths`` (n,) steps see; the next token's retrieval is in force afterwards."""
@@ -89,8 +103,8 @@ class Recall:
         self._put_in_force(lanes[within], last[within], limits[within])
         groups = int(last.max()) + 1
         parts = self.asked[lanes, :groups] * (np.arange(groups) <= last[:, None])[:, :, None, None]
-        retrieved = self._retrieve(lanes, parts, limits)
-        return None if retrieved is None else self.policy.window_memory(retrieved)
+        ids = self.memory.search(lanes, parts, limits)
+        return None if (ids < 0).all() else self.policy.window_memory(self._tensors(lanes, ids))
 
     def state(self) -> dict[str, Array]:
         """Everything but the caches, as arrays by name."""
@@ -102,20 +116,18 @@ class Recall:
         self.asked[:] = arrays["asked"]
         self.due[:] = True
 
-    def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> None:
+    def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> Array:
+        """Retrieve for some lanes with the questions of their groups; the chunks (n, k) that came."""
         if len(lanes) == 0:
-            return
+            return np.zeros((0, self.config.k), np.int64)
         index = torch.as_tensor(lanes, device=self.policy.device)
-        retrieved = self._retrieve(lanes, self.asked[lanes, groups][:, None], limits)
-        if retrieved is None:
+        ids = self.memory.search(lanes, self.asked[lanes, groups][:, None], limits)
+        if (ids < 0).all():
             self.cache.seen[index, 1:] = False
         else:
-            self.policy.remember(retrieved, self.cache, index)
+            self.policy.remember(self._tensors(lanes, ids), self.cache, index)
+        return ids[:, 0]
 
-    def _retrieve(self, lanes: Array, parts: Array, limits: Array) -> Retrieved | None:
-        """(n, R, M, ...) tensors, None where nothing is found in any lane."""
-        ids = self.memory.search(lanes, parts, limits)
-        if (ids < 0).all():
-            return None
-        retrieved = self.memory.read(lanes, ids)
-        return Retrieved(*(to_tensors(part, self.policy.device) for part in retrieved))
+    def _tensors(self, lanes: Array, ids: Array) -> Retrieved:
+        """(n, R, M, ...) what the chunks ``ids`` (n, R, k) of some lanes hold."""
+        return Retrieved(*(to_tensors(part, self.policy.device) for part in self.memory.read(lanes, ids)))

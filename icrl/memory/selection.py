@@ -37,6 +37,8 @@ def select(candidates: Candidates, parts: Array, config: MemoryConfig) -> Array:
     free = there.copy()
     bonus = np.zeros_like(base)
     covered = np.zeros(parts.shape[:2])  # (n, P) how well each part of the query is covered so far
+    if config.selection in ("random", "foreign"):
+        base = _noise(candidates.keys, parts)
     likeness = np.einsum("npe,nle->npl", parts, candidates.keys) if config.selection == "coverage" else None
     rows = np.arange(len(base))
     for round_number in range(min(config.k, base.shape[1])):
@@ -60,6 +62,12 @@ def select(candidates: Candidates, parts: Array, config: MemoryConfig) -> Array:
         elif config.selection == "sequential":  # the next one begins as this one goes on
             bonus = np.einsum("nle,ne->nl", candidates.keys, candidates.futures[rows, best]) - _scaled(relevance, there)
     return chosen
+
+
+def _noise(keys: Array, parts: Array) -> Array:
+    """(n, l) scores that rank nothing, the same for the same question to the same chunks, as a roll-out that is repeated needs."""
+    asked = np.abs(parts).sum((1, 2), dtype=np.float64)[:, None]
+    return np.modf((np.abs(keys).sum(-1, dtype=np.float64) + asked) * 1e6)[0]
 
 
 def _like(keys: Array, best: Array) -> Array:

@@ -6,12 +6,14 @@ Caches are arguments. Every output is a tensor of head parameters (logits, or me
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from icrl.config import ModelConfig
+from icrl.config import MemoryConfig, ModelConfig
 from icrl.data.chunks import Retrieved
 from icrl.interfaces import FamilySpec, Observation, UserError
 from icrl.models.attention import CausalWindow, QueriedWindow
@@ -138,6 +140,22 @@ class Policy(nn.Module):
         assert self.retrieved_tokens is not None, "this policy has no memory"
         every = self.config.memory.every * self.config.tokens_per_step
         return kind(self.retrieved_tokens(retrieved), retrieved.valid, every)
+
+    def with_memory(self, memory: MemoryConfig) -> Policy:
+        """The same weights with other options of the memory. Raises UserError where the weights are for other chunks or blocks."""
+        for name in ("chunk", "layers"):
+            if getattr(memory, name) != getattr(self.config.memory, name):
+                raise UserError(
+                    f"the policy was trained with model.memory.{name} {getattr(self.config.memory, name)}, not {getattr(memory, name)}: train another"
+                )
+        if bool(memory.k) != bool(self.config.memory.k):
+            raise UserError(
+                f"model.memory.k {memory.k} does not fit a policy that was trained with {self.config.memory.k}: train another"
+            )
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, memory=memory)
+        check_model(other.config)
+        return other
 
     def empty_retrievals(self, lanes: int) -> RetrievalCache:
         """For that many lanes that have retrieved nothing yet."""

@@ -117,6 +117,9 @@ class RetrievalCache:
         shape = (layers, lanes, heads, 1 + length, head_width)
         self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.seen = see_nothing_too(torch.zeros(lanes, length, dtype=torch.bool, device=device))  # (B, 1 + M)
+        self.shares: list[Tensor] | None = (
+            None  # where it is a list: by layer, how the attention of the last token was divided, (B, 1 + M)
+        )
 
     def write(self, number: int, lanes: Tensor, remembered: Remembered) -> None:
         """Keep the keys and values (n, 1, H, 1 + M, d) of some lanes' retrieval in one layer."""
@@ -125,4 +128,6 @@ class RetrievalCache:
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
         """Tokens (B, T, D) of all lanes: each sees what its lane retrieved last."""
         remembered = Remembered(self.keys[number][:, None], self.values[number][:, None])
+        if self.shares is not None:
+            self.shares.append(layer.shares(x[:, None], remembered, self.seen[:, None])[:, 0, -1])
         return layer(x[:, None], remembered, self.seen[:, None])[:, 0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from icrl.report.grid import grid_blocks
 from icrl.report.inputs import RunInput, read_runs
+from icrl.report.memory import memory_blocks
 from icrl.report.page import Block, Section, Text, check_output, render, write
 from icrl.report.results import headline, knowledge_table, offline_blocks, regret_blocks, return_blocks, verdict_blocks
 from icrl.report.rows import Group, group_evaluations
@@ -58,6 +59,10 @@ def _sections(runs: Sequence[RunInput], groups: Sequence[Group]) -> list[Section
         longest = max(online, key=lambda group: group.record["episodes"])
         pictures = [b for i, row in enumerate(longest.agents, start=1) for b in grid_blocks(row, f"{i}-{longest.name}")]
         sections.append(Section("lane", "Watch it learn", pictures))
+        remembered = [
+            b for i, row in enumerate(longest.agents, start=1) for b in memory_blocks(row, f"{i}-{longest.name}")
+        ]
+        sections.append(Section("memory", "What it remembered", remembered))
     sections.append(Section("training", "Training", training_blocks(runs)))
     sections.append(Section("costs", "Costs", cost_blocks(runs)))
     sections.append(Section("reading", "How to read this page", [Text(text) for text in HOW_TO_READ]))
