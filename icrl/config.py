@@ -86,6 +86,9 @@ class MemoryConfig:
     """Share of a query's observations that are left out in training."""
     capacity: int = 10_000
     """Chunks that a lane's memory holds; when it is full, the oldest of those with the lowest utility goes."""
+    own_past: float = 0.5
+    """Episodic policies: share of training windows that retrieve what their lane would have at deployment, trajectories of the same history from before
+    theirs, by return; the others search the pool."""
     pool: int = 32_768
     """Episodic policies: chunks of the dataset among which training searches, drawn at random."""
     index: Literal["exact", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = "exact"

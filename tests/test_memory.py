@@ -23,7 +23,7 @@ from icrl.memory.training import LifeMemory, TrajectoryMemory
 
 SPEC = FamilySpec("toy", gym.spaces.MultiDiscrete([6, 6]), gym.spaces.Discrete(3), horizon=7)
 CHUNK = 4
-CONFIG = MemoryConfig(k=2, chunk=CHUNK, every=3, candidates=6, key_width=16, empty=0.0, query_dropout=0.0)
+CONFIG = MemoryConfig(k=2, chunk=CHUNK, every=3, candidates=6, key_width=16, empty=0.0, query_dropout=0.0, own_past=0.0)
 ENCODER = Projection(SPEC, 16)
 _fast = pytest.fixture(scope="module", autouse=True)(without_flushing)
 
@@ -220,6 +220,28 @@ def test_an_episodic_policy_retrieves_other_trajectories_of_its_task_first(tmp_p
                 if not overlaps:
                     owners.append(h)
         assert {histories[h].task for h in owners} == {mine.task}
+
+
+def test_an_episodic_policy_also_retrieves_from_the_episodes_before_its_own(tmp_path):
+    """What the lane would remember at deployment: its own chunks that ended before this episode, of the best return first."""
+    histories = lives()
+    store = store_of(tmp_path, histories)
+    config = replace(CONFIG, k=1, own_past=1.0, utility=100.0, candidates=40)
+    window = windows_at(store, histories, 4, episodic=True)
+    retrieved = TrajectoryMemory(store, config, ENCODER, 0).retrieve(window, np.random.default_rng(0)).retrieved
+    assert retrieved is not None
+    number = 0
+    for b in range(len(window.start)):
+        history = histories[window.history[b]]
+        begin, _ = own_episode(history, window.start[b])
+        held = [cut for cut in range(CHUNK, history.num_transitions, CHUNK) if cut + CHUNK <= begin]
+        assert retrieved.valid[b, 0].any() == bool(held)
+        if held:
+            cuts = cuts_of(history, retrieved.observation[b, 0], retrieved.action[b, 0])
+            best = max(held, key=lambda cut: history.reward[slice(*own_episode(history, cut))].sum())
+            assert own_episode(history, best) in [own_episode(history, cut) for cut in cuts]
+            number += 1
+    assert number > 60
 
 
 def test_a_trajectory_that_goes_on_as_the_window_does_is_not_retrieved(tmp_path):

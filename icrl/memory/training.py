@@ -99,40 +99,49 @@ class LifeMemory(_HistoryMemory):
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing where too little came before."""
-        started, chunk = time.perf_counter(), self.config.chunk
+        started = time.perf_counter()
         asks = self._asks(window)
         lives = [self.store.history(h) for h in window.history.tolist()]
-        held = np.maximum(window.start // chunk - 1, 0)  # (B,) chunks that ended before the window
-        held[rng.random(len(held)) < self.config.empty] = 0
-        most = int(held.max())
-        if most == 0:
+        held = self._held(window.start, rng)
+        cuts, utility = self._past_cuts(window, lives, asks, self._parts(lives, asks, rng), held)
+        if not (cuts >= 0).any():
             return window
-        parts = self._parts(lives, asks, rng)
+        retrieved = self._read([[life] * cuts[0].size for life in lives], cuts)
+        return replace(window, retrieved=retrieved, retrieval=_went(cuts, utility, float(held.mean()), started))
+
+    def _held(self, limits: Array, rng: np.random.Generator) -> Array:
+        """(B,) chunks of a history that ended by step ``limits`` (B,), none for a share of them."""
+        held = np.maximum(limits // self.config.chunk - 1, 0)
+        return np.where(rng.random(len(held)) < self.config.empty, 0, held)
+
+    def _past_cuts(
+        self, window: Window, lives: list[History], asks: Array, parts: Array, held: Array
+    ) -> tuple[Array, Array]:
+        """(B, R, k) cuts of the chunks that are chosen among the first ``held`` (B,) of each window's history, -1 where there are fewer; their utility."""
+        chunk, most = self.config.chunk, int(held.max())
+        if most == 0:
+            return np.full((*asks.shape, self.config.k), -1), np.zeros((*asks.shape, self.config.k))
         where = np.minimum(self.first[window.history][:, None] + np.arange(most + 1), len(self.keys) - 1)
         segments = self.keys[where]  # (B, N + 1, E)
         allowed = np.arange(most) < held[:, None]
         relevance, ids = nearest(segments[:, :-1], keys_of(parts), min(self.config.candidates, most), allowed)
         relevance[~(parts != 0).any((-1, -2))] = -np.inf  # nothing was lived before
-        utility = np.stack(
-            [_utility(life, chunk, most, asked_at) for life, asked_at in zip(lives, asks, strict=True)]
+        earned = np.stack(
+            [_utility(life, chunk, most, asked) for life, asked in zip(lives, asks, strict=True)]
         )  # (B, R, N)
         rows = np.arange(len(ids))[:, None, None]
-        flat = [
-            np.reshape(a, (-1, *a.shape[2:]))
-            for a in (relevance, np.take_along_axis(utility, ids, 2), segments[rows, ids], segments[rows, ids + 1])
-        ]
-        chosen = select(Candidates(*flat), parts.reshape(-1, *parts.shape[2:]), self.config)
-        flat_ids = ids.reshape(len(chosen), -1)
-        found = np.where(chosen >= 0, np.take_along_axis(flat_ids, np.maximum(chosen, 0), 1), -1)
-        cuts = np.where(found >= 0, (found + 1) * chunk, -1).reshape(*asks.shape, -1)
-        retrieved = self._read([[life] * cuts[0].size for life in lives], cuts)
-        useful = np.take_along_axis(flat[1], np.maximum(chosen, 0), 1)
-        went = _went(found, useful, float(held.mean()), started)
-        return replace(window, retrieved=retrieved, retrieval=went)
+        columns = (relevance, np.take_along_axis(earned, ids, 2), segments[rows, ids], segments[rows, ids + 1])
+        chosen, utility = _select(Candidates(*(_flat(column) for column in columns)), _flat(parts), self.config)
+        found = np.where(chosen >= 0, np.take_along_axis(_flat(ids), np.maximum(chosen, 0), 1), -1)
+        cuts = np.where(found >= 0, (found + 1) * chunk, -1)
+        return cuts.reshape(*asks.shape, -1), utility.reshape(*asks.shape, -1)
 
 
-class TrajectoryMemory(_HistoryMemory):
-    """A pool of chunks of all histories: other trajectories, of the same task where the utility says so."""
+class TrajectoryMemory(LifeMemory):
+    """Other trajectories: for a share of the windows those of their own history from before their episode, as at deployment, for the others a pool of chunks
+
+    of all histories, of the same task where the utility says so.
+    """
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
         super().__init__(store, config, encoder, seed)
@@ -145,18 +154,16 @@ class TrajectoryMemory(_HistoryMemory):
         self.history, self.cut = history, (number + 1) * config.chunk  # (P,) each
         segment = self.first[history] + number
         self.pool_keys, self.pool_futures = self.keys[segment], self.keys[segment + 1]
+        lives = [store.history(h) for h in range(store.num_histories)]
+        owners = [lives[h] for h in history.tolist()]
         self.following = np.stack(
             [
-                _fingerprint(store.history(h), c + np.arange(config.chunk))
-                for h, c in zip(history.tolist(), self.cut.tolist(), strict=True)
+                _fingerprint(life, cut + np.arange(config.chunk))
+                for life, cut in zip(owners, self.cut.tolist(), strict=True)
             ]
         )  # (P, C)
-        returns = [_episode_returns(store.history(h)) for h in range(store.num_histories)]
         self.utility = np.array(
-            [
-                returns[h][0][np.searchsorted(returns[h][1], c, side="right") - 1]
-                for h, c in zip(history.tolist(), self.cut.tolist(), strict=True)
-            ]
+            [_episode_return(life, cut) for life, cut in zip(owners, self.cut.tolist(), strict=True)]
         )  # (P,) what the episode of the cut earned
         self.index = make_index(self.pool_keys, config.index)
 
@@ -167,28 +174,42 @@ class TrajectoryMemory(_HistoryMemory):
         batch, retrievals = asks.shape
         lives = [self.store.history(h) for h in window.history.tolist()]
         parts = self._parts(lives, asks, rng)
-        asked = (parts != 0).any(-1)
-        relevance, ids = self.index.search(
-            keys_of(parts).reshape(batch * retrievals, -1), self.config.candidates + SPARE
-        )
-        barred = (ids < 0) | self._own(window, ids) | self._same_future(lives, asks, ids)
-        barred |= ~asked.any(-1).reshape(-1, 1) | np.repeat(rng.random(batch) < self.config.empty, retrievals)[:, None]
+        held = self._held(window.start - window.episode_step[:, 0], rng)
+        own = rng.random(batch) < self.config.own_past
+        emptied = rng.random(batch) < self.config.empty
+        past, past_utility = self._past_cuts(window, lives, asks, parts, np.where(own, held, 0))
+        found = self._pool_search(window, lives, asks, parts, own | emptied).reshape(batch, retrievals, -1)
+        there, choose = found >= 0, own[:, None, None]
+        cuts = np.where(choose, past, np.where(there, self.cut[found], -1))
+        if not (cuts >= 0).any():
+            return window
+        owner = np.where(choose, window.history[:, None, None], self.history[np.maximum(found, 0)]).reshape(batch, -1)
+        retrieved = self._read([[self.store.history(h) for h in row] for row in owner.tolist()], cuts)
+        utility = np.where(choose, past_utility, self.utility[np.maximum(found, 0)])
+        went = _went(cuts, utility, float(np.where(own, held, len(self.history)).mean()), started)
+        if there.any():
+            same = self.store.task[self.history[found]] == window.task[:, None, None]
+            went["same_task"] = float(same[there].mean())
+        return replace(window, retrieved=retrieved, retrieval=went)
+
+    def _pool_search(
+        self, window: Window, lives: list[History], asks: Array, parts: Array, barred_windows: Array
+    ) -> Array:
+        """(B R, k) numbers in the pool of what is chosen, -1 where there is none, as for all ``barred_windows`` (B,)."""
+        retrievals = asks.shape[1]
+        asked = (parts != 0).any((-1, -2)).reshape(-1, 1) & ~np.repeat(barred_windows, retrievals)[:, None]
+        if not asked.any():
+            return np.full((len(asked), self.config.k), -1)
+        relevance, ids = self.index.search(_flat(keys_of(parts)), self.config.candidates + SPARE)
+        barred = ~asked | (ids < 0) | self._own(window, ids) | self._same_future(lives, asks, ids)
         order = np.argsort(np.where(barred, np.inf, -relevance), 1, kind="stable")[:, : self.config.candidates]
         relevance, ids, barred = (np.take_along_axis(a, order, 1) for a in (relevance, ids, barred))
         same_task = self.store.task[self.history[ids]] == np.repeat(window.task, retrievals)[:, None]
         candidates = Candidates(
             np.where(barred, -np.inf, relevance), same_task.astype(float), self.pool_keys[ids], self.pool_futures[ids]
         )
-        chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), self.config)
-        found = np.where(chosen >= 0, np.take_along_axis(ids, np.maximum(chosen, 0), 1), -1)
-        cuts = np.where(found >= 0, self.cut[found], -1).reshape(batch, retrievals, -1)
-        owners = self.history[np.maximum(found, 0)].reshape(batch, -1)
-        retrieved = self._read([[self.store.history(h) for h in row] for row in owners.tolist()], cuts)
-        went = _went(found, self.utility[np.maximum(found, 0)], float(len(self.history)), started)
-        if (found >= 0).any():
-            right = np.take_along_axis(same_task, np.maximum(chosen, 0), 1)[found >= 0]
-            went["same_task"] = float(right.mean())
-        return replace(window, retrieved=retrieved, retrieval=went)
+        chosen, _ = _select(candidates, _flat(parts), self.config)
+        return np.where(chosen >= 0, np.take_along_axis(ids, np.maximum(chosen, 0), 1), -1)
 
     def _own(self, window: Window, ids: Array) -> Array:
         """(B R, l) whether a candidate holds steps of the window's own trajectory."""
@@ -254,17 +275,29 @@ def _utility(life: History, chunk: int, num: int, asks: Array) -> Array:
     return lived[np.maximum(end, 0)] - lived[life.episode_offset[episode]]
 
 
-def _episode_returns(life: History) -> tuple[Array, Array]:
-    """What each episode earned (E,), and where it begins (E,)."""
-    starts = life.episode_offset[:-1]
-    return np.add.reduceat(life.reward, starts), starts
+def _episode_return(life: History, step: int) -> float:
+    """What the episode of a step earned."""
+    episode = int(np.searchsorted(life.episode_offset, step, side="right")) - 1
+    rows = slice(int(life.episode_offset[episode]), int(life.episode_offset[episode + 1]))
+    return float(life.reward[rows].sum(dtype=np.float64))
+
+
+def _flat(array: Array) -> Array:
+    """(B, R, ...) -> (B R, ...)."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _select(candidates: Candidates, parts: Array, config: MemoryConfig) -> tuple[Array, Array]:
+    """(n, k) positions of the chosen candidates, -1 where there are fewer, and their utility."""
+    chosen = select(candidates, parts, config)
+    return chosen, np.take_along_axis(candidates.utility, np.maximum(chosen, 0), 1)
 
 
 def _went(found: Array, utility: Array, size: float, started: float) -> dict[str, float]:
-    """How retrievals went: ``found`` (n, k) chunks, -1 where there is none, and their utility (n, k)."""
+    """How retrievals went: ``found`` (B, R, k) is -1 where there is none; utility (B, R, k)."""
     there = found >= 0
-    went = {"found": float(there.any(1).mean()), "size": size, "seconds": time.perf_counter() - started}
-    return {**went, "utility": float(utility[there].mean())} if there.any() else went
+    went = {"found": float(there.any(2).mean()), "size": size, "seconds": time.perf_counter() - started}
+    return {**went, "utility": float(utility[there].mean())}
 
 
 def _fingerprint(life: History, steps: Array) -> Array:

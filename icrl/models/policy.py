@@ -286,6 +286,8 @@ def check_memory(config: ModelConfig) -> None:
     for name in ("empty", "query_dropout"):
         if not 0 <= getattr(memory, name) < 1:
             raise UserError(f"model.memory.{name} is {getattr(memory, name)}, expected a share from 0 to below 1")
+    if not 0 <= memory.own_past <= 1:
+        raise UserError(f"model.memory.own_past is {memory.own_past}, expected a share from 0 to 1")
     if memory.candidates < memory.k:
         raise UserError(
             f"model.memory.k {memory.k} is more than model.memory.candidates {memory.candidates}: retrieve fewer"
