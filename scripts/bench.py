@@ -35,6 +35,7 @@ from scripts.options import parse
 STEPPING_LANES, ROLLOUT_LANES = 1024, 64
 COLLECTED = 8192  # histories of some hundred steps: long enough for the start of two processes not to matter
 PPO_STEPS = 20_000
+KEYS, STEPS_OF_KEYS, QUERIES, NEAREST = 1_000_000, 600, 128, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +226,46 @@ def _re_encoding(policy: Any, window: int, horizon: int, device: str, repeats: i
     return rate_of(work, repeats)[0]
 
 
+def searching(recipe: Recipe, folder: Path, repeats: int) -> list[Figure]:
+    """Nearest keys among a million of real histories: exact, and by an approximate index of FAISS, whose recall counts ties as hits."""
+    from icrl.config import MemoryConfig
+    from icrl.memory.encoders import make_encoder
+    from icrl.memory.index import ExactIndex, FaissIndex
+    from icrl.memory.training import segment_keys
+
+    memory = MemoryConfig(k=1)
+    config = dataclasses.replace(
+        recipe.collect,
+        num_histories=-(-KEYS * memory.chunk // STEPS_OF_KEYS),
+        steps_per_history=STEPS_OF_KEYS,
+        workers=2,
+    )
+    store = collect(dataclasses.replace(recipe, collect=config), folder / "keys", progress=False)
+    keys = segment_keys(store, memory.chunk, make_encoder(store.spec, memory))[0][:KEYS]
+    queries = keys[np.random.default_rng(0).choice(len(keys), QUERIES, replace=False)]
+    exact = ExactIndex(keys)
+    start = time.perf_counter()
+    before = anonymous_memory()
+    near = FaissIndex(keys, "faiss-ivf")
+    built, held = time.perf_counter() - start, anonymous_memory() - before
+    slow, fast = (rate_of(lambda i=index: _asked(i, queries), repeats) for index in (exact, near))
+    cosine, found = exact.search(queries, NEAREST)[0], near.search(queries, NEAREST)[0]
+    recall = float((found >= cosine[:, -1:] - 1e-6).mean())
+    title = f"nearest {NEAREST} of {len(keys):,} keys, {QUERIES} queries"
+    return [
+        Figure(f"{title}: exact", "queries/s", *slow, repeats),
+        Figure("  approximate (faiss-ivf) over exact", "x", fast[0] / slow[0], fast[1] / slow[1], repeats, 10),
+        Figure("  its recall, ties counted as hits", "", recall, recall, 1, 0.95),
+        Figure("  time to build it", "s", built, built, 1),
+        Figure("  memory that it takes", "GB", held / 1e9, held / 1e9, 1),
+    ]
+
+
+def _asked(index: Any, queries: Any) -> float:
+    index.search(queries, NEAREST)
+    return len(queries)
+
+
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """Watches the anonymous memory (bytes) of this process and its children; the list holds the peak afterwards."""
@@ -296,6 +337,8 @@ def command(argv: list[str]) -> None:
         _announce("collection by PPO")
         figures.append(ppo_collection(recipe, Path(temporary)))
         store = HistoryStore.open(Path(temporary) / "data-0", verify=False)
+        _announce("searching a memory")
+        figures += searching(recipe, Path(temporary), options.repeats)
         _announce("training")
         figures += training(recipe, store, device, options.repeats)
         _announce("acting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,34 @@ def test_exact_search_is_brute_force(num_keys, num_queries, num, seed):
     shared = nearest(keys[0], queries[0], num)
     everything = nearest(keys[:1], queries[:1], num, np.ones((1, num_keys), bool))
     np.testing.assert_array_equal(shared[1], everything[1][0])
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-flat", "faiss-ivf", "faiss-hnsw"])
+def test_every_index_finds_the_nearest_keys(kind):
+    from icrl.memory.index import make_index
+
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(3000, 16)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    queries = keys[rng.choice(3000, 20, replace=False)]
+    exact, numbers = make_index(keys, "exact").search(queries, 10)
+    cosine, ids = make_index(keys, kind).search(queries, 10)
+    assert (ids[:, 0] == numbers[:, 0]).all()  # itself
+    assert (cosine >= exact[:, -1:] - 1e-6).mean() >= (0.8 if kind in ("faiss-ivf", "faiss-hnsw") else 1)
+    np.testing.assert_allclose(cosine, np.take_along_axis(queries @ keys.T, ids, 1), rtol=1e-4, atol=1e-5)
+    few, none = make_index(keys[:4], kind).search(queries, 10)
+    assert np.isneginf(few[none < 0]).all() and (none >= 0).sum(1).max() <= 4
+
+
+def test_an_index_that_is_not_there_is_one_line(monkeypatch):
+    from icrl.memory.index import make_index
+
+    keys = np.eye(4, dtype=np.float32)
+    with pytest.raises(UserError, match="index 'tree' is unknown, expected one of exact, faiss-flat"):
+        make_index(keys, "tree")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"this index needs FAISS .* pip install icrl\[faiss\], or choose exact"):
+        make_index(keys, "faiss-flat")
 
 
 # the selection

@@ -62,10 +62,10 @@ class FaissIndex:
         if kind == "faiss-flat":
             self._index = faiss.IndexFlatIP(width)
         elif kind == "faiss-ivf":
-            lists = max(1, int(4 * len(keys) ** 0.5))
+            lists = max(1, min(int(4 * len(keys) ** 0.5), len(keys) // 39))  # FAISS wants 39 keys for each list
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, inner)
             self._index.train(keys[:: max(1, len(keys) // (64 * lists))])
-            self._index.nprobe = max(1, lists // 64)
+            self._index.nprobe = max(16, lists // 64)
         else:
             self._index = faiss.IndexHNSWFlat(width, 32, inner)
             self._index.hnsw.efSearch = 128

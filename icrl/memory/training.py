@@ -38,25 +38,32 @@ def make_history_memory(
     return (TrajectoryMemory if model.episodic else LifeMemory)(store, model.memory, encoder, seed)
 
 
+def segment_keys(store: HistoryStore, chunk: int, encoder: Encoder) -> tuple[Array, Array]:
+    """Keys (S, E) of all segments of ``chunk`` steps of every history, one history after the other, and where each begins (H + 1,).
+
+    Raises UserError where a history is too short for one chunk.
+    """
+    lengths = np.array([len(store.history(h).reward) for h in range(store.num_histories)])
+    if lengths.min() < 2 * chunk:
+        raise UserError(
+            f"the shortest history has {lengths.min()} steps, a chunk {2 * chunk} (twice model.memory.chunk): collect longer histories "
+            "or choose shorter chunks"
+        )
+    counts = lengths // chunk
+    first = np.concatenate([[0], np.cumsum(counts)])
+    keys = np.zeros((int(first[-1]), encoder.width), np.float32)
+    for history in tqdm(range(store.num_histories), desc="memory", unit="history", disable=len(keys) < 50_000):
+        steps = chunk * np.arange(counts[history])[:, None] + np.arange(chunk)
+        keys[first[history] : first[history + 1]] = keys_of(encoder.parts(_past(store.history(history), steps)))
+    return keys, first
+
+
 class _HistoryMemory:
     """Keys of all segments of ``chunk`` steps of every history; chunk j of a history is its segments j and j + 1."""
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
         self.store, self.config, self.encoder = store, config, encoder
-        lengths = np.array([len(store.history(h).reward) for h in range(store.num_histories)])
-        counts = lengths // config.chunk
-        if lengths.min() < 2 * config.chunk:
-            raise UserError(
-                f"the shortest history has {lengths.min()} steps, a chunk {2 * config.chunk} (twice model.memory.chunk): collect longer histories "
-                "or choose shorter chunks"
-            )
-        self.first = np.concatenate([[0], np.cumsum(counts)])  # (H + 1,) where a history's segments begin
-        self.keys = np.zeros((int(self.first[-1]), encoder.width), np.float32)  # (segments, E)
-        for history in tqdm(range(store.num_histories), desc="memory", unit="history", disable=len(self.keys) < 50_000):
-            life = store.history(history)
-            starts = config.chunk * np.arange(counts[history])
-            past = _past(life, starts[:, None] + np.arange(config.chunk))
-            self.keys[self.first[history] : self.first[history + 1]] = keys_of(encoder.parts(past))
+        self.keys, self.first = segment_keys(store, config.chunk, encoder)
 
     def _asks(self, window: Window) -> Array:
         """(B, R) steps of the history at which a retrieval comes into force."""
