@@ -34,7 +34,7 @@ def quickstart() -> Recipe:
         ),
         model=ModelConfig(window=300, width=96, num_layers=3, num_heads=1, head_width=64),
         objective=ObjectiveConfig("ad"),
-        train=TrainConfig(steps=500, validate_every=125, validation_lanes=70),
+        train=TrainConfig(steps=640, batch_size=32, validate_every=320, validation_lanes=70),
         evaluations=(
             EvaluateConfig(
                 episodes=3,

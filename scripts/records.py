@@ -49,15 +49,23 @@ def _identity(run: Path, seed: int, config: EvaluateConfig) -> dict[str, Any]:
     name = None if best is None else best.name
     if "rl2" in config.baselines and rl2.exists():
         name = f"{name}, rl2 of {read_learned(rl2).steps} steps"
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"options": plain, "seed": seed, "checkpoint": name}
+    return {"options": _plain(config), "seed": seed, "checkpoint": name}
 
 
 def _identities(run: Path) -> list[dict[str, Any]]:
-    """Of the entries of RUN/evaluation.json, in their order; kept in run.json, which is written last."""
+    """Of the entries of RUN/evaluation.json, in their order; kept in run.json, which is written last.
+
+    An option that was added to the project since has the value that it has where nobody names it.
+    """
     from icrl.run_folder import read_run
 
-    return list(read_run(run).get("evaluations", []))[: len(records_of(run))]
+    known = list(read_run(run).get("evaluations", []))[: len(records_of(run))]
+    return [{**identity, "options": {**_plain(EvaluateConfig()), **identity["options"]}} for identity in known]
+
+
+def _plain(config: EvaluateConfig) -> dict[str, Any]:
+    """Its options as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def check_records(run: Path) -> None:

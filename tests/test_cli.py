@@ -482,3 +482,14 @@ def test_modules_of_commands_are_importable_programs():
     for module in MODULES.values():
         __import__(f"scripts.{module}")
         assert callable(sys.modules[f"scripts.{module}"].main)
+
+
+def test_an_evaluation_from_before_an_option_existed_is_not_made_again(smoke_run, tmp_path, capsys):
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    for identity in about["evaluations"]:
+        del identity["options"]["retrieval"], identity["options"]["memory"]
+    (run / "run.json").write_text(json.dumps(about))
+    before = (run / "evaluation.json").read_bytes()
+    assert cli.main(["run", "smoke", "--out", str(run)]) == 0
+    assert (run / "evaluation.json").read_bytes() == before
