@@ -337,6 +337,11 @@ def live(memory, histories, until):
         memory.add(step_of(histories, t))
 
 
+def search(memory, lanes, limit):
+    """What the lanes find now among the chunks that ended by step ``limit`` of their lives."""
+    return memory.search(lanes, memory.query(lanes)[:, None], np.full(len(lanes), limit), memory.life[lanes][:, None])
+
+
 def step_of(histories, t):
     def stack(name: str) -> Any:
         return np.stack([getattr(h, name)[t] for h in histories])
@@ -356,7 +361,7 @@ def test_a_roll_out_retrieves_what_training_does(tmp_path):
     compared = 0
     for t in range(shortest):
         if t >= 2 * CHUNK:
-            found = memory.retrieve(lanes, memory.query(lanes)[:, None], np.full(3, t))
+            found = memory.read(lanes, search(memory, lanes, t))
             for lane in lanes:
                 b = int(np.flatnonzero((window.history == lane) & (window.start == t))[0])
                 assert np.array_equal(found.valid[lane, 0], trained.valid[b, 0])
@@ -375,7 +380,7 @@ def test_lanes_do_not_see_each_other():
     for second in (one[1], other[1]):
         memory = LaneMemory(2, CONFIG, ENCODER)
         live(memory, [one[0], second], 30)
-        found = memory.retrieve(np.arange(2), memory.query(np.arange(2))[:, None], np.full(2, 30))
+        found = memory.read(np.arange(2), search(memory, np.arange(2), 30))
         results.append(found.observation)
     np.testing.assert_array_equal(results[0][0], results[1][0])
     assert not np.array_equal(results[0][1], results[1][1])
@@ -385,10 +390,10 @@ def test_a_forgotten_lane_starts_empty_and_the_others_stay():
     histories = lives(num=2)
     memory = LaneMemory(2, CONFIG, ENCODER)
     live(memory, histories, 30)
-    before = memory.search(np.arange(2), memory.query(np.arange(2))[:, None], np.full(2, 30))
+    before = search(memory, np.arange(2), 30)
     memory.forget(np.array([1]))
     assert memory.count.tolist() == [30 // CHUNK - 1, 0] and memory.life.tolist() == [30, 0]
-    after = memory.search(np.arange(2), memory.query(np.arange(2))[:, None], np.full(2, 30))
+    after = search(memory, np.arange(2), 30)
     np.testing.assert_array_equal(after[0], before[0])
     assert (after[1] == -1).all() and not memory.query(np.array([1])).any()
 
@@ -398,7 +403,7 @@ def test_only_chunks_that_ended_by_the_limit_are_found():
     live(memory, lives(num=1), 32)
     lane = np.zeros(1, int)
     for limit in range(33):
-        ids = memory.search(lane, memory.query(lane)[:, None], np.array([limit]))
+        ids = search(memory, lane, limit)
         assert (ids >= 0).sum() == min(6, max(0, limit // CHUNK - 1)), limit
 
 
@@ -418,16 +423,15 @@ def test_a_full_memory_lets_the_least_useful_go_of_equals_the_oldest():
     assert sorted(memory.end[0, :3].tolist()) == [2 * CHUNK, 5 * CHUNK, 6 * CHUNK]
 
 
-def test_utility_is_the_whole_episodes_return_once_it_has_ended():
-    memory = LaneMemory(1, CONFIG, ENCODER)
+def test_utility_is_what_an_episode_has_earned_and_all_of_it_once_it_is_over():
+    memory, lane = LaneMemory(1, CONFIG, ENCODER), np.zeros(1, int)
     observation = np.zeros((1, 2), int)
-    for t in range(3 * CHUNK):
-        ended = np.array([t == 3 * CHUNK - 1])
+    steps = 3 * CHUNK
+    for t in range(steps + 5):
+        ended = np.array([t == steps - 1])
         memory.add(Step(observation, np.zeros(1, int), np.ones(1), ended, ended & False, observation))
-        if memory.count[0]:
-            assert memory.utility(np.zeros(1, int))[0, 0] == t + 1
-    memory.add(Step(observation, np.zeros(1, int), np.ones(1), np.zeros(1, bool), np.zeros(1, bool), observation))
-    assert memory.utility(np.zeros(1, int))[0, 0] == 3 * CHUNK
+    by = memory.utility(lane, np.arange(2 * CHUNK, steps + 6)[None])[0, :, 0]
+    assert by.tolist() == [min(t, steps) for t in range(2 * CHUNK, steps + 6)]  # whenever it is asked again
 
 
 # encoders

@@ -2,7 +2,8 @@
 
 Every ``chunk`` steps of a lane's life are a cut. A chunk is complete ``chunk`` steps after its cut: it holds the steps before the cut, whose mean is its
 key, and those behind it, which say what followed. Only chunks that ended before a given step of the life may be retrieved. When a lane's memory is full,
-the chunk with the lowest utility goes, of equals the oldest.
+the chunk with the lowest utility goes, of equals the oldest; those of the running episode, of which nobody knows what it will earn, only where there
+are no others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from icrl.memory.index import nearest
 from icrl.memory.selection import Candidates, select
 
 _COLUMNS = ("observation", "action", "reward", "ended")
-_STATE = ("life", "count", "totals", "episode", "keys", "futures", "end", "last_key")
+_STATE = ("life", "lived", "count", "totals", "begun", "over", "episode", "keys", "futures", "end", "last_key")
+_NEVER = np.iinfo(np.int64).max
 
 
 class LaneMemory:
@@ -30,10 +32,11 @@ class LaneMemory:
     def __init__(self, lanes: int, config: MemoryConfig, encoder: Encoder):
         self.config, self.encoder = config, encoder
         self.life = np.zeros(lanes, np.int64)  # (B,) steps lived
+        self.lived = np.zeros((lanes, 64))  # (B, steps) what was earned before each step of the life
         self.count = np.zeros(lanes, np.int64)  # (B,) chunks held
-        self.totals = np.zeros(
-            (lanes, 8)
-        )  # (B, episodes) what each finished episode earned, and the running one so far
+        self.totals = np.zeros((lanes, 8))  # (B, episodes) what each episode earned, the running one so far
+        self.begun = np.zeros((lanes, 8), np.int64)  # (B, episodes) step of the life at which each began
+        self.over = np.full((lanes, 8), _NEVER)  # (B, episodes) and was over
         self.episode = np.zeros(lanes, np.int64)  # (B,) number of the running episode
         self.recent: dict[str, Observation] = {}  # (B, 2 C, ...) the last transitions, at their step modulo 2 C
         self.chunks: dict[str, Observation] = {}  # (B, N, 2 C, ...)
@@ -45,7 +48,8 @@ class LaneMemory:
     def forget(self, lanes: Array) -> None:
         """Empty some lanes."""
         self.life[lanes] = self.count[lanes] = self.episode[lanes] = 0
-        self.totals[lanes] = 0
+        self.totals[lanes] = self.lived[lanes] = self.begun[lanes] = 0
+        self.over[lanes] = _NEVER
 
     def add(self, step: Step) -> None:
         """One more transition of every lane."""
@@ -71,10 +75,14 @@ class LaneMemory:
 
             map_observation(write, self.recent[name], value)
         self.totals[lanes, self.episode] += values["reward"]
-        self.episode += ended
-        if self.episode.max(initial=0) >= self.totals.shape[1]:
-            self.totals = np.concatenate([self.totals, np.zeros_like(self.totals)], 1)
+        if self.life.max(initial=0) + 2 > self.lived.shape[1]:
+            self.lived = np.concatenate([self.lived, np.zeros_like(self.lived)], 1)
+        self.lived[lanes, self.life + 1] = self.lived[lanes, self.life] + values["reward"]
         self.life += 1
+        self._room_for_episodes(int(self.episode.max(initial=0)) + 2)
+        self.over[lanes[ended], self.episode[ended]] = self.life[ended]
+        self.episode += ended
+        self.begun[lanes[ended], self.episode[ended]] = self.life[ended]
         due = np.flatnonzero(self.life % self.config.chunk == 0)
         if len(due):
             self._cut(due)
@@ -94,12 +102,11 @@ class LaneMemory:
             return np.zeros((len(lanes), self.config.chunk, self.encoder.width), np.float32)
         return self.encoder.parts(self.last(lanes, self.config.chunk))
 
-    def retrieve(self, lanes: Array, parts: Array, limits: Array) -> Retrieved:
-        """What Q queries ``parts`` (n, Q, P, E) of some lanes bring, of the chunks that ended by step ``limits`` (n,) of their lives: (n, Q, M, ...)."""
-        return self.read(lanes, self.search(lanes, parts, limits))
+    def search(self, lanes: Array, parts: Array, limits: Array, as_of: Array) -> Array:
+        """The numbers (n, Q, k) of the chunks that Q queries ``parts`` (n, Q, P, E) of some lanes bring, -1 where there are fewer.
 
-    def search(self, lanes: Array, parts: Array, limits: Array) -> Array:
-        """(n, Q, k) the numbers of the chunks that are chosen, -1 where there are fewer."""
+        Only chunks that ended by step ``limits`` (n,) of the life count, with what their episodes had earned by steps ``as_of`` (n, Q).
+        """
         lanes, config = self._owners(lanes), self.config
         most = int(self.count[lanes].max(initial=0))
         asked = (parts != 0).any(-1)  # (n, Q, P)
@@ -111,11 +118,12 @@ class LaneMemory:
         nearest_few = most if config.selection in ("random", "foreign") else min(config.candidates, most)
         relevance, ids = nearest(self.keys[lanes, :most], keys, nearest_few, allowed)
         relevance[~asked.any(-1)] = -np.inf
-        rows, flat = np.repeat(np.arange(num), queries)[:, None], ids.reshape(num * queries, -1)
-        owners = lanes[rows]
+        flat = ids.reshape(num * queries, -1)
+        owners = np.repeat(lanes, queries)[:, None]
+        utility = np.take_along_axis(self.utility(lanes, as_of), ids, 2)
         candidates = Candidates(
             relevance.reshape(flat.shape),
-            self.utility(lanes)[rows, flat],
+            utility.reshape(flat.shape),
             self.keys[owners, flat],
             self.futures[owners, flat],
         )
@@ -127,12 +135,16 @@ class LaneMemory:
         """(n,) the lanes whose memories are searched: their own, or those of their neighbours for the control ``foreign``."""
         return (lanes + 1) % len(self.life) if self.config.selection == "foreign" else lanes
 
-    def utility(self, lanes: Array) -> Array:
-        """(n, N) what the episode of each chunk's cut earned, or has earned so far."""
+    def utility(self, lanes: Array, as_of: Array) -> Array:
+        """(n, Q, N) what the episode of each chunk's cut had earned by steps ``as_of`` (n, Q) of the life."""
         if not self.chunks:
-            return np.zeros((len(lanes), 0))
-        episode = self.chunks["episode"][lanes, :, self.config.chunk]  # type: ignore[index]
-        return np.take_along_axis(self.totals[lanes], episode, 1)
+            return np.zeros((*as_of.shape, 0))
+        episode = np.asarray(self.chunks["episode"])[lanes, :, self.config.chunk]  # (n, N)
+        rows = lanes[:, None]
+        since = self.lived[rows, self.begun[rows, episode]][:, None]  # (n, 1, N)
+        so_far = self.lived[rows, np.minimum(as_of, self.life[rows])][:, :, None] - since
+        over = self.over[rows, episode][:, None] <= as_of[:, :, None]
+        return np.where(over, self.totals[rows, episode][:, None], so_far)
 
     def read(self, lanes: Array, ids: Array) -> Retrieved:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
@@ -174,10 +186,9 @@ class LaneMemory:
             map_observation(copy, self.chunks[name], column)
         self.keys[lane, :num], self.futures[lane, :num] = keys, futures
         self.end[lane, :num] = 0
-        missing = len(totals) + 1 - self.totals.shape[1]
-        if missing > 0:
-            self.totals = np.concatenate([self.totals, np.zeros((len(self.totals), missing))], 1)
+        self._room_for_episodes(len(totals) + 2)
         self.totals[lane, : len(totals)] = totals
+        self.over[lane, : len(totals)] = 0
         self.count[lane], self.episode[lane] = num, len(totals)
 
     # the whole state
@@ -241,8 +252,15 @@ class LaneMemory:
         held = int(self.count[lane])
         if held < self.config.capacity:
             return held
-        utility = self.utility(np.array([lane]))[0, :held]
-        return int(np.lexsort((self.end[lane, :held], utility))[0])
+        utility = self.utility(np.array([lane]), self.life[[lane]][:, None])[0, 0, :held]
+        running = np.asarray(self.chunks["episode"])[lane, :held, self.config.chunk] == self.episode[lane]
+        return int(np.lexsort((self.end[lane, :held], utility, running))[0])
+
+    def _room_for_episodes(self, needed: int) -> None:
+        """Arrays for at least that many episodes per lane."""
+        while self.totals.shape[1] < needed:
+            self.totals, self.begun = (np.concatenate([a, np.zeros_like(a)], 1) for a in (self.totals, self.begun))
+            self.over = np.concatenate([self.over, np.full_like(self.over, _NEVER)], 1)
 
     def _make_room(self, needed: int) -> None:
         """Arrays with at least that many slots per lane."""

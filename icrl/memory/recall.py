@@ -44,6 +44,7 @@ class Recall:
         self.asked = np.zeros(
             (lanes, groups, config.chunk, encoder.width), np.float32
         )  # (B, R, P, E) keys of what was asked with
+        self.asked_at = np.zeros((lanes, groups), np.int64)  # (B, R) step of the life at which that was
         self.due = np.ones(lanes, bool)  # a retrieval waits for the next look
         self.trace = Trace(lanes)
         self._came: tuple[Array, Array] | None = (
@@ -64,11 +65,12 @@ class Recall:
         lanes, group = lanes[new], lengths[new] // self.config.every
         if len(lanes) == 0:
             return
-        self.asked[lanes, group] = self.memory.query(lanes)
+        self.asked[lanes, group], self.asked_at[lanes, group] = self.memory.query(lanes), self.memory.life[lanes]
         self.due[lanes] = True
         if sure is not None:
             kept = sure[lanes] & (group > 0)
-            self.asked[lanes[kept], group[kept]] = self.asked[lanes[kept], group[kept] - 1]
+            for column in (self.asked, self.asked_at):
+                column[lanes[kept], group[kept]] = column[lanes[kept], group[kept] - 1]
 
     def add(self, step: Step) -> None:
         """What every lane lived through."""
@@ -76,7 +78,8 @@ class Recall:
 
     def shift(self, lane: int, groups: int) -> None:
         """A lane's window lost its first groups of tokens."""
-        self.asked[lane, : self.asked.shape[1] - groups] = self.asked[lane, groups:].copy()
+        for column in (self.asked, self.asked_at):
+            column[lane, : column.shape[1] - groups] = column[lane, groups:].copy()
 
     def look(self, lengths: Array, limits: Array) -> RetrievalCache | None:
         """What the next token of every lane sees; ``lengths`` and ``limits`` (B,): steps in the window, step of the life by which a chunk had ended."""
@@ -103,17 +106,17 @@ class Recall:
         self._put_in_force(lanes[within], last[within], limits[within])
         groups = int(last.max()) + 1
         parts = self.asked[lanes, :groups] * (np.arange(groups) <= last[:, None])[:, :, None, None]
-        ids = self.memory.search(lanes, parts, limits)
+        ids = self.memory.search(lanes, parts, limits, self.asked_at[lanes, :groups])
         return None if (ids < 0).all() else self.policy.window_memory(self._tensors(lanes, ids))
 
     def state(self) -> dict[str, Array]:
         """Everything but the caches, as arrays by name."""
-        return {**self.memory.state(), "asked": self.asked}
+        return {**self.memory.state(), "asked": self.asked, "asked_at": self.asked_at}
 
     def restore(self, arrays: Mapping[str, Array], space: gym.Space) -> None:
         """Take over a state; what is in force follows when the windows are read again, and is asked for where they are empty."""
         self.memory.restore(arrays, space)
-        self.asked[:] = arrays["asked"]
+        self.asked[:], self.asked_at[:] = arrays["asked"], arrays["asked_at"]
         self.due[:] = True
 
     def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> Array:
@@ -121,7 +124,8 @@ class Recall:
         if len(lanes) == 0:
             return np.zeros((0, self.config.k), np.int64)
         index = torch.as_tensor(lanes, device=self.policy.device)
-        ids = self.memory.search(lanes, self.asked[lanes, groups][:, None], limits)
+        parts, as_of = self.asked[lanes, groups][:, None], self.asked_at[lanes, groups][:, None]
+        ids = self.memory.search(lanes, parts, limits, as_of)
         if (ids < 0).all():
             self.cache.seen[index, 1:] = False
         else:

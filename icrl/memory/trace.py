@@ -12,7 +12,7 @@ from icrl.interfaces import Array
 from icrl.memory.lanes import LaneMemory
 
 LANES, MOST = 6, 400
-"""Lanes that are traced, the first ones; retrievals that are kept, the first ones."""
+"""Lanes that are traced, the first ones; retrievals that are kept: where there are more, every second, every fourth ..."""
 
 
 class Trace:
@@ -21,15 +21,24 @@ class Trace:
     def __init__(self, lanes: int):
         self.lanes = np.arange(min(LANES, lanes))
         self._records: list[dict[str, Any]] = []
+        self._every, self._waited = 1, 0  # one of so many moments is kept; moments since the last one
 
     def wants(self, new: Array) -> bool:
-        """Whether one of the lanes ``new``, in which a retrieval has come into force, is traced."""
-        return len(self._records) < MOST and bool(np.isin(new, self.lanes).any())
+        """Whether to keep this moment, at which retrievals have come into force in the lanes ``new``."""
+        if not np.isin(new, self.lanes).any():
+            return False
+        self._waited += 1
+        if self._waited < self._every:
+            return False
+        self._waited = 0
+        if len(self._records) >= MOST:
+            self._records, self._every = self._records[::2], 2 * self._every
+        return True
 
     def note(self, memory: LaneMemory, new: Array, ids: Array, shares: torch.Tensor) -> None:
         """Retrievals ``ids`` (n, k) that came into force in the lanes ``new`` (n,), and the attention (B, 1 + M) of the token that is read now."""
         for lane, chosen in zip(new.tolist(), ids, strict=True):
-            if lane not in self.lanes or (chosen < 0).all() or len(self._records) >= MOST:
+            if lane not in self.lanes or (chosen < 0).all():
                 continue
             one = np.array([lane])
             read = memory.read(one, chosen[None, None])
@@ -40,7 +49,9 @@ class Trace:
                     "step": int(memory.life[lane]),
                     "episode": int(memory.episode[lane]) + 1,
                     "cut": np.where(chosen >= 0, memory.end[lane, there] - memory.config.chunk, -1),
-                    "utility": np.where(chosen >= 0, memory.utility(one)[0, there], np.nan),
+                    "utility": np.where(
+                        chosen >= 0, memory.utility(one, memory.life[one][:, None])[0, 0, there], np.nan
+                    ),
                     "attention": shares[lane].cpu().numpy(),
                     "reward": read.reward[0, 0],
                     "valid": read.valid[0, 0],
