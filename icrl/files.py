@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from icrl.interfaces import UserError
+
+DAMAGED_NPZ = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
+"""What reading arrays out of a file that is no .npz, or a damaged one, may raise."""
 
 
 def read_json(file: Path) -> dict[str, Any]:

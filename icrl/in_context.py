@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from icrl.boundary import Boundary
 from icrl.context import Context
 from icrl.data.sampling import Window
 from icrl.data.schema import flatten, spec_to_json, unflatten
-from icrl.files import replace_file
+from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import Array, Decision, Observation, Step, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.files import check_fits, describe, fill, lanes_by_task, read_memory, save_memory
@@ -96,6 +95,8 @@ class InContextAgent:
             )
         self.append, self.target_return = append, target_return or 0.0
         self.recall: Recall | None = None
+        if memory is not None and not policy.config.memory.k:
+            raise UserError(f"{memory} was given, but this policy has no memory (model.memory.k is 0): leave it out")
         self._encoder, self._memory, self._tasks = encoder, memory, tasks
         if policy.config.memory.k and encoder is None:
             self._encoder = make_encoder(policy.spec, policy.config.memory)
@@ -131,6 +132,7 @@ class InContextAgent:
         self.context.forget(index)
         self._empty_cache(index)
         if self.recall is not None:
+            self._sure = None if whole or self._sure is None else self._sure
             self.recall.forget(index)
             if whole and self._memory is not None:
                 self.load_memory(self._memory, self._tasks)
@@ -183,6 +185,10 @@ class InContextAgent:
         or with ``running`` the context's last one, which goes on.
         """
         batch, length = window.reward.shape
+        if self.policy.config.episodic or self._encoder is not None:
+            raise UserError(
+                "a given context is for policies that read whole lives and have no memory: let this one live through it"
+            )
         if not window.valid.all():
             raise UserError("a context with padding was given: give lanes whose contexts are equally long")
         room = self.policy.config.window - (self.policy.config.layout == "step")
@@ -235,6 +241,8 @@ class InContextAgent:
         what lane i does. Raises UserError for a file that is none, of another encoder, family or version, or without these tasks.
         """
         recall = self._recalling()
+        if tasks is not None and len(tasks) != self.num_lanes:
+            raise UserError(f"{len(tasks)} tasks were given for {self.num_lanes} lanes: give one for each")
         saved = read_memory(path, self.policy.spec)
         check_fits(path, saved, recall.memory, self.policy.spec)
         if tasks is None:
@@ -263,7 +271,7 @@ class InContextAgent:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 saved = {key: file[key] for key in file.files}
             self._restore(saved)
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        except DAMAGED_NPZ as error:
             raise UserError(f"{path} is not a saved context ({error!r}): give a file that save_context wrote") from None
         self._reread(np.flatnonzero(self.context.lengths))
 
@@ -357,10 +365,16 @@ class InContextAgent:
         self._empty_cache(lanes)
         lanes = lanes[np.argsort(self._seen(lanes), kind="stable")]
         if len(lanes):
-            size = max(1, READ_TOKENS // max(1, int(self._seen(lanes).max())))
+            size = max(1, READ_TOKENS // max(1, self._tokens_of(int(self._seen(lanes).max()))))
             for start in range(0, len(lanes), size):
                 self._read(lanes[start : start + size])
         self._pending[lanes] = False
+
+    def _tokens_of(self, length: int) -> int:
+        """Tokens that are read for a context of that many steps, the retrieved ones included."""
+        config = self.policy.config
+        retrieved = 2 * config.memory.chunk * config.memory.k * -(-length // config.memory.every)
+        return length * config.tokens_per_step + retrieved
 
     def _read(self, lanes: Array) -> None:
         """Write the tokens of some lanes' contexts into their empty caches.

@@ -254,6 +254,20 @@ def other_memory(memory: MemoryConfig, changes: dict[str, int | float | str]) ->
     return dataclass_from_json(MemoryConfig, {**dataclasses.asdict(memory), **typed}, "--retrieval")
 
 
+def _remembering(evaluation: EvaluateConfig, recipe: Recipe, prefix: str) -> Iterator[str]:
+    """What an evaluation asks of a memory."""
+    if (evaluation.memory or evaluation.retrieval) and not recipe.model.memory.k:
+        yield f"{prefix}memory and {prefix}retrieval are for policies with a memory, and model.memory.k is 0: leave them out"
+    if evaluation.memory and not Path(evaluation.memory).is_file():
+        yield f"{prefix}memory {evaluation.memory}: there is no such file; icrl evaluate RUN --save-memory FILE writes one"
+    if evaluation.memory and evaluation.hide_rewards:
+        yield f"{prefix}memory {evaluation.memory} holds rewards, so there is no control without them: add --no-hide-rewards"
+    if evaluation.mode == "offline" and (recipe.model.episodic or recipe.model.memory.k):
+        yield f"{prefix}mode offline gives a fixed context, which is for policies that read whole lives and have no memory: use online"
+    if evaluation.retrieval:
+        other_memory(recipe.model.memory, evaluation.retrieval)
+
+
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
     from icrl.in_context import check_append
 
@@ -265,6 +279,7 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
     if len(split_tasks(family, evaluation.split)) == 0:
         yield f"the family's split leaves no {evaluation.split} tasks to evaluate on: change the family's options"
     check_append(evaluation.append, recipe.model.layout)
+    yield from _remembering(evaluation, recipe, prefix)
     room = recipe.model.window - (family.spec.horizon if recipe.model.layout == "step" else 0)
     if evaluation.mode == "offline" and evaluation.context_size > room:
         beside = " beside the running episode" if recipe.model.layout == "step" else ""
@@ -272,12 +287,6 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
             f"{prefix}context-size {evaluation.context_size} does not fit the model's window of {recipe.model.window}"
             f"{beside}: pass {room} or less"
         )
-    if (evaluation.memory or evaluation.retrieval) and not recipe.model.memory.k:
-        yield f"{prefix}memory and {prefix}retrieval are for policies with a memory, and model.memory.k is 0: leave them out"
-    if evaluation.memory and not Path(evaluation.memory).is_file():
-        yield f"{prefix}memory {evaluation.memory}: there is no such file; icrl evaluate RUN --save-memory FILE writes one"
-    if evaluation.retrieval:
-        other_memory(recipe.model.memory, evaluation.retrieval)
     if evaluation.posterior_pulls and not hasattr(family, "count_states"):
         yield f"{prefix}posterior-pulls needs the family bernoulli_bandit, whose contexts can be listed; pass 0"
     elif evaluation.posterior_pulls:

@@ -62,7 +62,7 @@ def agent_factories(
 ) -> dict[str, AgentFactory]:
     """The in-context agent under "agent", and the baselines, which follow the same action rule, by the name of their row.
 
-    Each agent that is made joins ``made``, with the tasks of its lanes.
+    The first agent that is made joins the empty list ``made``, with the tasks of its lanes.
     """
     from icrl.in_context import InContextAgent
     from icrl.memory.encoders import make_encoder
@@ -70,7 +70,8 @@ def agent_factories(
     if config.retrieval:
         policy = policy.with_memory(other_memory(policy.config.memory, config.retrieval))
     memory = policy.config.memory
-    encoder = make_encoder(policy.spec, memory, run) if memory.k else None
+    own = run if memory.encoder == recipe.model.memory.encoder else None  # the copy that the run keeps of its encoder
+    encoder = make_encoder(policy.spec, memory, own) if memory.k else None
 
     def agent(family: Any, env: Any, streams: Any, num_steps: int) -> InContextAgent:
         new = InContextAgent(
@@ -83,7 +84,7 @@ def agent_factories(
             memory=config.memory or None,
             tasks=env.tasks,
         )
-        if made is not None:
+        if made == []:
             made.append((new, env.tasks))
         return new
 
@@ -103,7 +104,8 @@ def evaluate_policy(
     from icrl.exactness import posterior_distance
 
     family, seed, made = evaluation_family(config, recipe), recipe.seed, []
-    factories, sources = agent_factories(policy, recipe, config, run, made), baseline_sources(recipe, config, run)
+    kept = made if save_memory is not None else None
+    factories, sources = agent_factories(policy, recipe, config, run, kept), baseline_sources(recipe, config, run)
     names = {row: source.name for row, source in sources.items()}
     evaluation = evaluate(
         family,

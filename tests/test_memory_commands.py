@@ -47,11 +47,12 @@ def test_what_is_remembered_is_saved_and_started_from(run, tmp_path, capsys):
     chunks = 6 * FAMILY.spec.horizon // 4 - 1
     assert saved.num_lanes == 6 and np.bincount(saved.lane).tolist() == [chunks] * 6
     assert saved.tasks.dtype == FAMILY.split().test.dtype
-    played(run, "--memory", file, "--save-memory", tmp_path / "more.npz")
+    unhidden = ["--memory", file, "--no-hide-rewards"]
+    played(run, *unhidden, "--save-memory", tmp_path / "more.npz")
     assert len(read_memory(tmp_path / "more.npz").lane) > len(saved.lane)
     records = json.loads((run / "evaluation.json").read_text())
     assert len(records) == 2  # an evaluation of its own
-    played(run, "--memory", file, "--split", "test", "--retrieval", "k", "2", "selection", "diverse", "utility", "0.5")
+    played(run, *unhidden, "--split", "test", "--retrieval", "k", "2", "selection", "diverse", "utility", "0.5")
     assert len(json.loads((run / "evaluation.json").read_text())) == 3
 
 
@@ -72,6 +73,9 @@ def test_a_report_shows_what_was_retrieved_and_its_attention(run, tmp_path):
 
 def test_what_does_not_fit_a_memory_is_one_line(run, tmp_path, capsys):
     short = ["--episodes", 2, "--lanes", 4, "--baselines", "random"]
+    assert "no control without them" in complaint(capsys, run, *short, "--memory", run / "recipe.json")
+    assert "which is for policies that read whole lives" in complaint(capsys, run, *short, "--mode", "offline")
+    short.append("--no-hide-rewards")
     assert "there is no such file" in complaint(capsys, run, *short, "--memory", tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK")
     assert "is not a saved memory" in complaint(capsys, run, *short, "--memory", tmp_path / "bad.npz")

@@ -375,6 +375,6 @@ def test_how_retrievals_went_is_logged(name, store, tmp_path):
     metrics = read_metrics(tmp_path / "run" / "metrics.csv")
     for tag in ("found", "size", "seconds", "utility", "attention"):
         steps, values = metrics[f"retrieval/{tag}"]
-        assert len(steps) and (values > 0).all(), tag
+        assert len(steps) and (values >= 0).all() and values.max() > 0, tag
     assert (metrics["retrieval/found"][1] <= 1).all() and (metrics["retrieval/attention"][1] < 1).all()
     assert ("retrieval/same_task" in metrics) == (name == "ra-dt")

@@ -1,4 +1,4 @@
-"""Frozen encoders: what makes keys of observations. A key is the mean over a chunk's steps, of unit length; nothing here is ever trained.
+"""Frozen encoders: what makes keys of observations. A chunk's key is the mean over the steps before its cut, of unit length; nothing here is ever trained.
 
 ``projection`` embeds observations at random: index vectors by random tables, real vectors by random Fourier features, so that near states have near keys.
 ``language:FOLDER`` brings a random projection of the observation into the token embeddings of a language model, as a Hopfield network would recall them (HELM:
@@ -107,15 +107,14 @@ def read_token_embeddings(folder: Path) -> Array:
     """(V, E) float32 input embeddings of a Hugging Face model's folder (safetensors). UserError where there are none."""
     from safetensors import SafetensorError, safe_open
 
+    names = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     for file in files:
         try:
-            with safe_open(file, framework="numpy") as weights:
+            with safe_open(file, framework="pt") as weights:
                 for name in weights.keys():  # noqa: SIM118 (no mapping)
-                    if name.endswith(
-                        ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "word_emb.emb_layers.0.weight")
-                    ):
-                        return np.asarray(weights.get_tensor(name), np.float32)
+                    if name.endswith(names):
+                        return weights.get_tensor(name).float().numpy()
         except (SafetensorError, OSError, TypeError) as error:
             raise UserError(f"{file} cannot be read ({error}): download the language model again") from None
     raise UserError(
@@ -138,7 +137,7 @@ def make_encoder(spec: FamilySpec, config: MemoryConfig, run: Path | None = None
         from icrl.memory.policy_encoder import KEPT, PolicyEncoder
 
         kept = run is not None and (run / KEPT).exists()
-        return PolicyEncoder.of_run(spec, run / KEPT if run is not None and kept else Path(path))
+        return PolicyEncoder.of_run(spec, run / KEPT if run is not None and kept else Path(path), config.chunk)
     raise UserError(
         f"model.memory.encoder {config.encoder!r} is unknown, expected projection, policy:RUN or language:FOLDER"
     )

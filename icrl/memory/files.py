@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from icrl.data.schema import flatten, space_to_json, unflatten
-from icrl.files import replace_file
+from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder
 from icrl.memory.lanes import LaneMemory
@@ -105,11 +104,29 @@ def read_memory(path: str | Path, spec: FamilySpec | None = None) -> SavedMemory
                 unflatten(spec.observation_space, "observation", parts.__getitem__) if spec else parts
             )
         rest = {name: arrays[name] for name in ("keys", "futures", "lane", "end", "totals", "tasks")}
-        return SavedMemory(chunks=chunks, about=about, **rest)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        saved = SavedMemory(chunks=chunks, about=about, **rest)
+        _check(saved)
+        return saved
+    except DAMAGED_NPZ as error:
         raise UserError(
             f"{path} is not a saved memory ({error!r}): give a file that icrl evaluate --save-memory wrote"
         ) from None
+
+
+def _check(saved: SavedMemory) -> None:
+    """ValueError where the parts of a memory do not fit each other."""
+    num, width, span = len(saved.lane), saved.about["key width"], 2 * saved.about["chunk"]
+    if saved.keys.shape != (num, width) or saved.futures.shape != (num, width) or saved.end.shape != (num,):
+        raise ValueError("keys of another shape")
+    if num and (saved.lane.min() < 0 or saved.lane.max() >= saved.num_lanes):
+        raise ValueError("chunks of lanes that are not there")
+    for name, column in saved.chunks.items():
+        for part in flatten(name, column).values():
+            if part.shape[:2] != (num, span):
+                raise ValueError(f"{name} of another shape")
+    episode = np.asarray(saved.chunks.get("episode", 0))
+    if episode.min() < 0 or episode.max() >= saved.totals.shape[1] or not np.isfinite(saved.totals).all():
+        raise ValueError("episodes that are not there")
 
 
 def check_fits(path: str | Path, saved: SavedMemory, memory: LaneMemory, spec: FamilySpec) -> None:

@@ -35,15 +35,16 @@ class PolicyEncoder:
         self._hash = weights.hexdigest()[:16]
 
     @classmethod
-    def of_run(cls, spec: FamilySpec, run: Path) -> PolicyEncoder:
-        """The best policy of a run. Raises UserError where there is none, or one that cannot read these steps."""
+    def of_run(cls, spec: FamilySpec, run: Path, chunk: int) -> PolicyEncoder:
+        """The best policy of a run. Raises UserError where there is none, or one that cannot read ``chunk`` of these steps."""
         from icrl.checkpoint import find, load_policy
 
         policy = load_policy(run, "best", "cpu", spec)[0]
         config = policy.config
-        if config.layout != "step" or config.memory.k:
+        if config.layout != "step" or config.memory.k or config.window < chunk:
             raise UserError(
-                f"{run}: its policy cannot be an encoder: expected one of layout step without a memory, such as a run of objective ad or dt"
+                f"{run}: its policy cannot be an encoder: expected one of layout step without a memory, such as a run of objective ad or dt, "
+                f"that reads at least {chunk} steps (model.memory.chunk)"
             )
         folder = find(run, "best")
         assert folder is not None

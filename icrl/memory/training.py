@@ -1,9 +1,9 @@
 """What a memory would bring to a training window, from the histories of a dataset.
 
-What may be retrieved follows from deployment. A lane with one long life (AD, the explorers) finds chunks of its own past that ended before its window
-began: ``LifeMemory`` gives a window chunks of the same history, from before it. An episodic policy (RA-DT) has a window inside one episode and a memory of
-other trajectories: ``TrajectoryMemory`` searches a pool of chunks of all histories, never of the window's own trajectory, never one that goes on as
-the window itself does, since that would hand it its labels.
+What may be retrieved follows from deployment. A policy that imitates learners (AD, the explorers, DPT) finds chunks of its own past: ``LifeMemory`` gives a
+window chunks of the same history that ended before it began, or before its episode where windows are episodic. A return-conditioned one (RA-DT)
+may learn from any other trajectory: ``TrajectoryMemory`` searches a pool of chunks of all histories, never of the window's own trajectory, never one that
+holds what the window goes on with, since that would hand it its labels; and for a share of the windows the own past alone.
 
 A query is made of the steps before the first token that it serves, as at deployment.
 """
@@ -29,13 +29,16 @@ from icrl.seeding import generator
 
 SPARE = 16
 """Candidates beyond those asked for, of which some may turn out to be the window's own."""
+NOTHING = np.iinfo(np.int64).min
+SAME_FUTURE = 0.98
+"""Share of a window's next steps that a chunk may not hold in their order."""
 
 
-def make_history_memory(
-    store: HistoryStore, model: ModelConfig, encoder: Encoder, seed: int
-) -> LifeMemory | TrajectoryMemory:
+def make_history_memory(store: HistoryStore, model: ModelConfig, encoder: Encoder, seed: int) -> LifeMemory:
     """The memory that a policy of ``model`` is trained with."""
-    return (TrajectoryMemory if model.episodic else LifeMemory)(store, model.memory, encoder, seed)
+    if model.return_to_go and model.memory.own_past < 1:
+        return TrajectoryMemory(store, model.memory, encoder, seed)
+    return LifeMemory(store, model.memory, encoder, model.episodic)
 
 
 def segment_keys(store: HistoryStore, chunk: int, encoder: Encoder) -> tuple[Array, Array]:
@@ -61,7 +64,7 @@ def segment_keys(store: HistoryStore, chunk: int, encoder: Encoder) -> tuple[Arr
 class _HistoryMemory:
     """Keys of all segments of ``chunk`` steps of every history; chunk j of a history is its segments j and j + 1."""
 
-    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
+    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder):
         self.store, self.config, self.encoder = store, config, encoder
         self.keys, self.first = segment_keys(store, config.chunk, encoder)
 
@@ -102,24 +105,29 @@ class _HistoryMemory:
 
 
 class LifeMemory(_HistoryMemory):
-    """Chunks of the same history that ended before the window began."""
+    """Chunks of the same history that ended before the window began, or with ``episodic`` windows before their episode did."""
+
+    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, episodic: bool = False):
+        super().__init__(store, config, encoder)
+        self.episodic = episodic
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing where too little came before."""
         started = time.perf_counter()
         asks = self._asks(window)
         lives = [self.store.history(h) for h in window.history.tolist()]
-        held = self._held(window.start, rng)
+        held = self._held(window)
         cuts, utility = self._past_cuts(window, lives, asks, self._parts(lives, asks, rng), held)
+        went = _went(cuts, utility, float(held.mean()), started)
         if not (cuts >= 0).any():
-            return window
+            return replace(window, retrieval=went)
         retrieved = self._read([[life] * cuts[0].size for life in lives], cuts)
-        return replace(window, retrieved=retrieved, retrieval=_went(cuts, utility, float(held.mean()), started))
+        return replace(window, retrieved=retrieved, retrieval=went)
 
-    def _held(self, limits: Array, rng: np.random.Generator) -> Array:
-        """(B,) chunks of a history that ended by step ``limits`` (B,), none for a share of them."""
-        held = np.maximum(limits // self.config.chunk - 1, 0)
-        return np.where(rng.random(len(held)) < self.config.empty, 0, held)
+    def _held(self, window: Window) -> Array:
+        """(B,) chunks of each window's history that may be retrieved, the first ones."""
+        limits = window.start - (window.episode_step[:, 0] if self.episodic else 0)
+        return np.maximum(limits // self.config.chunk - 1, 0)
 
     def _past_cuts(
         self, window: Window, lives: list[History], asks: Array, parts: Array, held: Array
@@ -151,7 +159,7 @@ class TrajectoryMemory(LifeMemory):
     """
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):
-        super().__init__(store, config, encoder, seed)
+        super().__init__(store, config, encoder, episodic=True)
         per_history = np.maximum(np.diff(self.first) - 1, 0)
         history = np.repeat(np.arange(store.num_histories), per_history)
         number = np.arange(len(history)) - np.repeat(np.cumsum(per_history) - per_history, per_history)
@@ -163,12 +171,10 @@ class TrajectoryMemory(LifeMemory):
         self.pool_keys, self.pool_futures = self.keys[segment], self.keys[segment + 1]
         lives = [store.history(h) for h in range(store.num_histories)]
         owners = [lives[h] for h in history.tolist()]
-        self.following = np.stack(
-            [
-                _fingerprint(life, cut + np.arange(config.chunk))
-                for life, cut in zip(owners, self.cut.tolist(), strict=True)
-            ]
-        )  # (P, C)
+        around = np.arange(-config.chunk, config.chunk)
+        self.steps = np.stack(
+            [_fingerprint(life, cut + around) for life, cut in zip(owners, self.cut.tolist(), strict=True)]
+        )  # (P, 2 C) what tells the steps of a chunk from others
         self.utility = np.array(
             [_episode_return(life, cut) for life, cut in zip(owners, self.cut.tolist(), strict=True)]
         )  # (P,) what the episode of the cut earned
@@ -181,22 +187,22 @@ class TrajectoryMemory(LifeMemory):
         batch, retrievals = asks.shape
         lives = [self.store.history(h) for h in window.history.tolist()]
         parts = self._parts(lives, asks, rng)
-        held = self._held(window.start - window.episode_step[:, 0], rng)
         own = rng.random(batch) < self.config.own_past
         emptied = rng.random(batch) < self.config.empty
-        past, past_utility = self._past_cuts(window, lives, asks, parts, np.where(own, held, 0))
+        held = np.where(own & ~emptied, self._held(window), 0)
+        past, past_utility = self._past_cuts(window, lives, asks, parts, held)
         found = self._pool_search(window, lives, asks, parts, own | emptied).reshape(batch, retrievals, -1)
         there, choose = found >= 0, own[:, None, None]
         cuts = np.where(choose, past, np.where(there, self.cut[found], -1))
-        if not (cuts >= 0).any():
-            return window
         owner = np.where(choose, window.history[:, None, None], self.history[np.maximum(found, 0)]).reshape(batch, -1)
-        retrieved = self._read([[self.store.history(h) for h in row] for row in owner.tolist()], cuts)
         utility = np.where(choose, past_utility, self.utility[np.maximum(found, 0)])
         went = _went(cuts, utility, float(np.where(own, held, len(self.history)).mean()), started)
         if there.any():
             same = self.store.task[self.history[found]] == window.task[:, None, None]
             went["same_task"] = float(same[there].mean())
+        if not (cuts >= 0).any():
+            return replace(window, retrieval=went)
+        retrieved = self._read([[self.store.history(h) for h in row] for row in owner.tolist()], cuts)
         return replace(window, retrieved=retrieved, retrieval=went)
 
     def _pool_search(
@@ -234,16 +240,29 @@ class TrajectoryMemory(LifeMemory):
         return (self.history[ids] == history) & (cut + self.config.chunk > begin) & (cut - self.config.chunk < end)
 
     def _same_future(self, lives: list[History], asks: Array, ids: Array) -> Array:
-        """(B R, l) whether what follows a candidate's cut is, step by step, nearly all that follows where it is asked for."""
-        own = np.stack(
-            [
-                _fingerprint(life, ask[:, None] + np.arange(self.config.chunk))
-                for life, ask in zip(lives, asks, strict=True)
-            ]
-        )
-        own = own.reshape(len(ids), 1, -1)
-        known = np.isfinite(own)  # where the history goes on so far
-        return ((self.following[ids] == own) & known).sum(-1) >= self.config.twin * np.maximum(known.sum(-1), 1)
+        """(B R, l) whether a candidate holds, anywhere, nearly all of the next ``chunk`` steps of the window's episode, in their order.
+
+        Steps that repeat one step, as those of a policy that has arrived and stays, are no secret and bar nothing.
+        """
+        own = _flat(np.stack([_future(life, ask, self.config.chunk) for life, ask in zip(lives, asks, strict=True)]))
+        known = own != NOTHING  # (B R, C)
+        changes = (np.where(known, own, own[:, :1]) != own[:, :1]).any(1) | (known.sum(1) == 1)
+        needed = SAME_FUTURE * known.sum(1)[:, None]
+        span, length = self.steps.shape[1], own.shape[1]
+        held = np.pad(self.steps[ids], ((0, 0), (0, 0), (0, length - 1)), constant_values=NOTHING)  # (B R, l, 3 C - 1)
+        barred = np.zeros(ids.shape, bool)
+        for shift in range(span):
+            alike = (held[:, :, shift : shift + length] == own[:, None]) & known[:, None]
+            barred |= alike.sum(-1) >= needed
+        return barred & changes[:, None]
+
+
+def _future(life: History, asks: Array, chunk: int) -> Array:
+    """(R, C) what tells the next steps of the episodes that run at steps ``asks`` (R,), ``NOTHING`` behind their ends."""
+    offsets = life.episode_offset
+    end = offsets[np.minimum(np.searchsorted(offsets, asks, side="right"), len(offsets) - 1)]
+    steps = asks[:, None] + np.arange(chunk)
+    return np.where(steps < end[:, None], _fingerprint(life, steps), NOTHING)
 
 
 def _past(life: History, steps: Array) -> Past:
@@ -304,11 +323,11 @@ def _went(found: Array, utility: Array, size: float, started: float) -> dict[str
     """How retrievals went: ``found`` (B, R, k) is -1 where there is none; utility (B, R, k)."""
     there = found >= 0
     went = {"found": float(there.any(2).mean()), "size": size, "seconds": time.perf_counter() - started}
-    return {**went, "utility": float(utility[there].mean())}
+    return {**went, "utility": float(utility[there].mean())} if there.any() else went
 
 
 def _fingerprint(life: History, steps: Array) -> Array:
-    """(...) float64: a number for observation and action of each step, nan outside the history."""
+    """(...) int64: a number for observation and action of each step, ``NOTHING`` outside the history; continuous ones count as equal within 1e-5."""
     there = (steps >= 0) & (steps < len(life.reward))
     rows = np.clip(steps, 0, len(life.reward) - 1)
     total = np.zeros(steps.shape)
@@ -317,7 +336,7 @@ def _fingerprint(life: History, steps: Array) -> Array:
         total += np.sqrt(3.0 + 7 * n) * (part * np.sqrt(2.0 + np.arange(part.shape[-1]))).sum(
             -1
         )  # roots: sums hardly coincide
-    return np.where(there, total, np.nan)
+    return np.where(there, np.round(1e5 * total).astype(np.int64), NOTHING)
 
 
 def _stack(columns: list) -> Array:

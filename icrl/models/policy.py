@@ -280,12 +280,18 @@ def check_memory(config: ModelConfig) -> None:
         raise UserError(f"model.memory.k is {memory.k}, expected the number of chunks to retrieve, or 0 for no memory")
     if memory.k == 0:
         return
-    for name in ("chunk", "every", "key_width", "candidates", "capacity"):
+    for name in ("chunk", "every", "key_width", "candidates", "capacity", "pool"):
         if getattr(memory, name) < 1:
             raise UserError(f"model.memory.{name} is {getattr(memory, name)}, expected at least 1")
     for name in ("empty", "query_dropout"):
         if not 0 <= getattr(memory, name) < 1:
             raise UserError(f"model.memory.{name} is {getattr(memory, name)}, expected a share from 0 to below 1")
+    if memory.every > config.window:
+        raise UserError(f"model.memory.every {memory.every} is more than model.window {config.window}: ask more often")
+    if not (0 < memory.confidence <= 1 and memory.utility >= 0):
+        raise UserError(
+            f"model.memory.confidence {memory.confidence} and utility {memory.utility}: expected more than 0 to 1, and at least 0"
+        )
     if not 0 <= memory.own_past <= 1:
         raise UserError(f"model.memory.own_past is {memory.own_past}, expected a share from 0 to 1")
     if memory.candidates < memory.k:

@@ -1,7 +1,7 @@
 """Cross-attention to what a memory brought: keys and values made once per retrieval, then looked at by the tokens that it serves.
 
 Beside the retrieved tokens stands one that holds nothing, with a learned key and the value 0. Its share of the attention is what the memory is *not*
-given; an empty memory leaves it alone, so that the layer adds exactly 0, in training as at deployment (tests/test_retrieval.py).
+given; an empty memory leaves it alone, so that the layer adds exactly 0, in training as at deployment (tests/test_recall.py).
 """
 
 from __future__ import annotations

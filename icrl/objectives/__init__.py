@@ -29,10 +29,7 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
             f"episodes: set model.window to at least {2 * spec.horizon} and model.episodic to False, or give the model a memory"
         )
-    if config.name == "dt" and not (model.return_to_go and model.episodic):
-        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set both to True")
-    if model.return_to_go and config.name != "dt":
-        raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to False")
+    _check_conditioning(config, model)
     if config.name != "dpt" and config.privileged_sources:
         raise UserError(
             f"objective.privileged_sources is an option of DPT, not of {config.name.upper()}: leave it empty"
@@ -55,3 +52,15 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         raise UserError(
             "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False"
         )
+
+
+def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
+    """What an objective asks of ``model.episodic`` and ``model.return_to_go``."""
+    if config.name == "dpt" and model.episodic and not model.memory.k:
+        raise UserError(
+            "model.episodic cuts histories into episodes, from which DPT's labels do not follow: set it to False, or give the model a memory"
+        )
+    if config.name == "dt" and not (model.return_to_go and model.episodic):
+        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set both to True")
+    if model.return_to_go and config.name != "dt":
+        raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to False")

@@ -17,7 +17,7 @@ import numpy as np
 from icrl.config import ObjectiveConfig
 from icrl.data.sampling import Window
 from icrl.models.policy import Policy
-from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
+from icrl.objectives.base import LossOutput, known_past, masked_loss, step_window, tensor
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,3 @@ class AlgorithmDistillation:
         output = step_window(policy, window, hidden)
         smoothing = config.label_smoothing if train else 0.0
         return masked_loss(policy, output, tensor(labels, device), tensor(counted, device), smoothing)
-
-
-def known_past(window: Window) -> np.ndarray:
-    """(B,) bool: the window starts where its history does, or a memory tells what came before."""
-    remembers = np.zeros(len(window.start), bool) if window.retrieved is None else window.retrieved.valid.any((1, 2))
-    return (window.start == 0) | remembers

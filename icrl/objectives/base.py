@@ -71,6 +71,7 @@ def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) ->
 def attention_on_memory(policy: Policy, window: Window) -> float:
     """Share of the cross-attention that goes to what was retrieved, mean over layers, heads and the tokens that have something to look at."""
     assert window.retrieved is not None, "nothing was retrieved"
+    policy.eval()
     memory = _memory(policy, window.retrieved, WatchedWindow)
     assert isinstance(memory, WatchedWindow)
     _read(policy, window, None, memory)
@@ -103,3 +104,9 @@ def masked_loss(policy: Policy, output: Tensor, labels: Tensor, counted: Tensor,
         hits = policy.head.hit(output, labels) * weights
         metrics = {"accuracy": hits.sum() / weights.sum().clamp(min=1)}
         return LossOutput(loss, metrics, hits.sum(0) / weights.sum(0))
+
+
+def known_past(window: Window) -> np.ndarray:
+    """(B,) bool: the window starts where its history does, or a memory tells what came before."""
+    remembers = np.zeros(len(window.start), bool) if window.retrieved is None else window.retrieved.valid.any((1, 2))
+    return (window.start == 0) | remembers

@@ -6,7 +6,8 @@ that was reached after those t transitions (in scattered data, an independent on
 that has found its goal stays there, and asked at o_t alone it would learn that much reward means "stay" wherever it is. Any choice
 among shown states is fair, since it depends on the task only through what is shown.
 
-Which histories are fair: what is shown must tell of the task only through what it shows. So windows start at the beginning of a history, sequential
+Which histories are fair: what is shown must tell of the task only through what it shows. So windows start at the beginning of a history (with a memory, which
+tells at least in part of what came before, anywhere), sequential
 data keep their order (a random subset of a learner's history would leak what the rest taught it), and scattered transitions, which no learner chose,
 are shuffled at each fetch. A source that knows the task would leak it by what it does: its prefixes count only once a reward has told as much
 (``privileged_sources``). Deviation from the public code: the empty prefix is trained.
@@ -24,7 +25,7 @@ from icrl.data.sampling import Window
 from icrl.interfaces import Array, UserError, map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
-from icrl.objectives.base import LossOutput, masked_loss, step_window, tensor
+from icrl.objectives.base import LossOutput, known_past, masked_loss, step_window, tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DecisionPretraining:
                 "DPT needs optimal actions, which these histories lack: collect from a family with an optimal policy"
             )
         if policy.config.layout == "step":
-            counted = window.valid & self._fair(window, window.reward)
+            counted = window.valid & self._fair(window, window.reward) & known_past(window)[:, None]
             labels = tensor(window.optimal_action, policy.device)
             return masked_loss(policy, step_window(policy, window), labels, tensor(counted, policy.device))
         return self._query_loss(policy, window, window.optimal_action, rng)
