@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from test_in_context import HORIZON, Script, as_window, live, make_agent
+from toy import without_flushing, write_histories
 
 from icrl.config import MemoryConfig
 from icrl.data.chunks import Retrieved
+from icrl.data.sampling import windows
+from icrl.data.schema import History
 from icrl.in_context import InContextAgent
 from icrl.interfaces import UserError
+from icrl.memory.training import LifeMemory
 from icrl.models.observations import to_tensors
 from icrl.models.retrieval import RetrievedWindow
 from icrl.objectives.base import step_window
 
+_fast = pytest.fixture(scope="module", autouse=True)(without_flushing)
 MEMORY = MemoryConfig(k=2, chunk=3, every=2, key_width=8, candidates=5)
 LIFE = {"memory": MEMORY}
 EPISODIC = {"memory": MEMORY, "episodic": True}
@@ -245,3 +250,103 @@ def test_memories_that_do_not_fit_are_one_line(tmp_path):
         agent.load_memory(tmp_path / "context.npz")
     with pytest.raises(UserError, match=r"the folder .* does not exist"):
         agent.save_memory(tmp_path / "nowhere" / "memory.npz")
+
+
+def life_of(script, actions, lane, steps):
+    """What a lane lived through, as a history."""
+    ended = script.ended[:steps, lane].copy()
+    ended[-1] = True
+    return History(
+        observation=script.observation[:steps, lane].astype(np.uint16),
+        action=np.array(actions)[:, lane].astype(np.uint8),
+        reward=script.reward[:steps, lane],
+        terminated=ended,
+        truncated=np.zeros_like(ended),
+        final_observation=script.observation[1 : steps + 1, lane][ended].astype(np.uint16),
+        episode_offset=np.concatenate([[0], np.flatnonzero(ended) + 1]),
+    )
+
+
+@pytest.mark.parametrize("episodic", [False, True])
+@torch.no_grad()
+def test_every_group_of_a_window_retrieves_what_training_does_for_such_a_window(episodic, tmp_path):
+    """Episodes longer than the window, so that what a chunk is worth changes between a question and a second reading."""
+    memory = replace(MEMORY, query_dropout=0.0, empty=0.0, utility=3.0)
+    agent, script, steps = agent_of({"memory": memory, "episodic": episodic}), Script(2, 90), 80
+    for lane, length in ((0, 17), (1, 13)):
+        script.ended[:, lane] = np.arange(1, 91) % length == 0
+    agent.reset(2)
+    seen, actions, recall = [], [], agent.recall
+    assert recall is not None
+    act = agent.act
+    agent.act = lambda *given: actions.append(act(*given)) or actions[-1]
+    for _, _ in live(agent, script, steps):
+        for lane in range(2):
+            n = int(agent.context.lengths[lane])
+            start, groups = int(recall.memory.life[lane]) - n, n // memory.every + 1
+            seen.append((lane, start, groups, retrieved_for(agent, lane, groups)))
+    histories = [life_of(script, [a.action for a in actions], lane, steps) for lane in range(2)]
+    store = write_histories(tmp_path / "data", replace(agent.policy.spec, horizon=17), histories, 1)
+    training, compared, worth = LifeMemory(store, memory, agent._encoder, episodic), 0, 0
+    for lane, start, groups, found in seen:
+        offsets = histories[lane].episode_offset
+        episode = int(np.searchsorted(offsets, start, side="right")) - 1
+        skip = np.array([start - offsets[episode]])
+        window = windows(store, np.array([lane]), np.array([episode]), 10, skip=skip, episodic=episodic)
+        expected = training.retrieve(window, np.random.default_rng(0)).retrieved
+        assert (found is None) == (expected is None or not expected.valid[:, :groups].any())
+        if found is None or expected is None:
+            continue
+        valid = expected.valid[:, :groups]
+        np.testing.assert_array_equal(found.valid, valid)
+        for name in ("observation", "action", "reward", "ended"):
+            np.testing.assert_array_equal(
+                np.asarray(getattr(found, name))[valid], getattr(expected, name)[:, :groups][valid]
+            )
+        compared += int(valid.any(2).sum())
+        worth += groups > 2
+    assert compared > 150 and worth > 40
+
+
+@torch.no_grad()
+def test_lanes_with_and_without_memories_side_by_side():
+    """A lane that remembers nothing acts as if there were no memory, whatever its neighbour retrieves."""
+    agent, script = lived()
+    agent.reset([1])
+    rest = script.after(40)
+    alone = agent_of(LIFE)
+    alone.reset(2)
+    for (_, a), (_, b) in zip(live(agent, rest, 5), live(alone, rest, 5), strict=True):
+        torch.testing.assert_close(a[1], b[1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_saved_and_loaded_memory_gives_identical_actions(tmp_path):
+    agent, script = lived()
+    agent.save_memory(tmp_path / "memory.npz")
+    outputs = []
+    for _ in range(2):
+        again = agent_of(LIFE)
+        again.reset(2)
+        again.load_memory(tmp_path / "memory.npz")
+        outputs.append([output.clone() for _, output in live(again, script, 30)])
+        again.save_memory(tmp_path / "again.npz")
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+def test_damage_anywhere_in_a_memory_is_one_line(tmp_path):
+    agent, _ = lived()
+    file = tmp_path / "memory.npz"
+    agent.save_memory(file)
+    content, rng, told = file.read_bytes(), np.random.default_rng(0), 0
+    for place in rng.choice(len(content), 150, replace=False):
+        damaged = bytearray(content)
+        damaged[place] ^= 255
+        file.write_bytes(bytes(damaged))
+        again = agent_of(LIFE)
+        again.reset(2)
+        try:
+            again.load_memory(file)
+        except UserError:
+            told += 1
+    assert told > 100
