@@ -114,12 +114,15 @@ def update_run(run: Path, **values: Any) -> None:
 
 @contextmanager
 def timed(run: Path) -> Iterator[None]:
-    """Add the time spent inside to ``seconds`` of run.json, whether it ends well or is interrupted."""
-    started = time.perf_counter()
+    """Add the time spent inside to ``seconds`` of run.json, whether it ends well or is stopped; a folder that was refused is left alone."""
+    started, refused = time.perf_counter(), False
     try:
         yield
+    except UserError:
+        refused = not (Path(run) / "run.json").exists()
+        raise
     finally:
-        if Path(run).is_dir():
+        if Path(run).is_dir() and not refused:
             seconds = read_run(run).get("seconds", 0.0) + time.perf_counter() - started
             update_run(run, seconds=round(seconds, 2))
 

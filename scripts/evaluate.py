@@ -84,7 +84,7 @@ def agent_factories(
             memory=config.memory or None,
             tasks=env.tasks,
         )
-        if made == []:
+        if made is not None and not made:
             made.append((new, env.tasks))
         return new
 

@@ -21,6 +21,7 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "STEPPING_LANES", 8)
     monkeypatch.setattr(bench, "COLLECTED", 64)
     monkeypatch.setattr(bench, "PPO_STEPS", 64)
+    monkeypatch.setattr(bench, "KEYS", 2000)
     monkeypatch.setattr(bench, "FAMILIES", {"darkroom": "", "half_cheetah_vel": "", "point_robot": ""})
     monkeypatch.setattr("icrl.throughput.matrix_rate", lambda device: 1e9)
     assert bench.main(["--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
@@ -34,6 +35,8 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
         "collection of uniform actions, darkroom",
         "collection of uniform actions, point_robot",
         "PPO histories of 8 tasks",
+        "  approximate (faiss-ivf) over exact",
+        "  its recall",
         "training",
         "cached roll-out",
         "cached roll-out over re-encoding the window",

@@ -525,9 +525,8 @@ def test_a_frozen_policy_makes_keys_and_a_copy_of_it_stays_with_the_run(tmp_path
     def behind_nothing(array):
         return np.concatenate([np.full_like(array[:, :2], 1), array], 1)
 
-    padded = encoder.parts(
-        Past(*(behind_nothing(column) for column in past[:4]), behind_nothing(past.valid) & (np.arange(8) > 1))
-    )
+    there = behind_nothing(past.valid) & (np.arange(8) > 1)
+    padded = encoder.parts(Past(**{n: behind_nothing(getattr(past, n)) for n in Past._fields[:4]}, valid=there))  # type: ignore[arg-type]
     np.testing.assert_allclose(padded[:, 2:], parts, rtol=1e-4, atol=1e-5)
     assert not padded[:, :2].any()
     recipe = LAYOUTS["ra-dt"]

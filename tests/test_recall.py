@@ -37,9 +37,9 @@ KINDS = {
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
-def agent_of(options, window=10) -> InContextAgent:
+def agent_of(options, window=10) -> Any:
     target: Any = 3.0 if options.get("return_to_go") else None
-    agent = make_agent(window=window, target_return=target, **options)
+    agent: InContextAgent = make_agent(window=window, target_return=target, **options)
     agent.policy.spec = replace(agent.policy.spec, horizon=HORIZON)
     return agent
 
@@ -90,13 +90,13 @@ def test_an_empty_memory_is_no_memory_bit_for_bit(options):
     for t, _ in live(agent, script, 30):
         if t == 8:
             break
-    policy = agent.policy
+    policy: Any = agent.policy
     window = as_window(agent, 0, script.observation[8, 0])
     length, each = window.reward.shape[1], policy.config.memory.every
     nothing = torch.zeros(1, -(-length // each), 4, dtype=torch.bool)
     tokens = torch.randn(*nothing.shape, policy.config.width)
     plain = step_window(policy, window)
-    inputs = []
+    inputs: list[Any] = []
     policy.step_window, real = lambda *a: inputs.append(a), policy.step_window
     step_window(policy, window)
     empty = real(*inputs[0][:-1], RetrievedWindow(tokens, nothing, each * policy.config.tokens_per_step))

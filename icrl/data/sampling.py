@@ -291,6 +291,8 @@ def returns_around(
     ``reward`` and ``episode``, its number within the window, are (B, T). The first episode earned ``before`` (B,) ahead of the window, the one of step
     number ``last`` (B,) earns ``behind`` (B,) after it.
     """
+    if reward.shape[1] == 0:
+        return np.zeros(reward.shape, np.float32), np.zeros(reward.shape, np.float32)
     rows = np.arange(len(reward))
     episode = episode.astype(np.int64)
     by_episode = np.zeros((len(reward), int(episode.max(initial=0)) + 1))

@@ -93,8 +93,8 @@ class LaneMemory:
         if not self.recent:
             raise ValueError("nothing was added yet")
         where = steps % (2 * self.config.chunk)
-        columns = (map_observation(lambda a: a[lanes[:, None], where], self.recent[name]) for name in _COLUMNS)
-        return Past(*columns, steps >= 0)
+        columns = {n: map_observation(lambda a: a[lanes[:, None], where], self.recent[n]) for n in _COLUMNS}
+        return Past(valid=steps >= 0, **columns)  # type: ignore[arg-type]
 
     def query(self, lanes: Array) -> Array:
         """(n, P, E) the keys of the last steps of some lanes, 0 where there are none: what a retrieval now asks with."""
@@ -259,7 +259,8 @@ class LaneMemory:
     def _room_for_episodes(self, needed: int) -> None:
         """Arrays for at least that many episodes per lane."""
         while self.totals.shape[1] < needed:
-            self.totals, self.begun = (np.concatenate([a, np.zeros_like(a)], 1) for a in (self.totals, self.begun))
+            self.totals = np.concatenate([self.totals, np.zeros_like(self.totals)], 1)
+            self.begun = np.concatenate([self.begun, np.zeros_like(self.begun)], 1)
             self.over = np.concatenate([self.over, np.full_like(self.over, _NEVER)], 1)
 
     def _make_room(self, needed: int) -> None:

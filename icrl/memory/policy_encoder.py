@@ -84,17 +84,19 @@ class PolicyEncoder:
             return np.concatenate([array[:, :1], array[:, :-1]], 1)
 
         exists = np.broadcast_to(np.arange(ended.shape[1]) > 0, ended.shape)
-        previous = Previous(
-            exists,
-            before(action),
-            before(reward),
-            before(ended),
-            map_observation(before, observation),
-            observation,
-            nothing,
-            nothing,
-        )
-        tensors = Previous(*(to_tensors(map_observation(np.array, part), policy.device) for part in previous))
+        previous = {
+            "exists": exists,
+            "action": before(action),
+            "reward": before(reward),
+            "ended": before(ended),
+            "observation": map_observation(before, observation),
+            "final_observation": observation,
+            "episode_return": nothing,
+            "return_to_go": nothing,
+        }
+        tensors = Previous(
+            **{n: to_tensors(map_observation(np.array, part), policy.device) for n, part in previous.items()}
+        )  # type: ignore[arg-type]
         x = policy.tokens(
             to_tensors(observation, policy.device), tensors, torch.as_tensor(episode), torch.as_tensor(episode_step)
         )

@@ -21,7 +21,7 @@ from icrl.models.cache import CacheView, KVCache
 from icrl.models.heads import make_head
 from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
 from icrl.models.tokens import Previous, RetrievedTokens, StepTokens, TransitionTokens
-from icrl.models.transformer import Transformer
+from icrl.models.transformer import Block, Transformer
 from icrl.seeding import derive_seed
 
 EMBEDDING_STD = 0.02
@@ -170,6 +170,7 @@ class Policy(nn.Module):
         assert self.retrieved_tokens is not None, "this policy has no memory"
         tokens = self.retrieved_tokens(retrieved)
         for number, block in enumerate(self.transformer.blocks[: len(cache.keys)]):
+            assert isinstance(block, Block) and block.cross is not None, "the first blocks remember"
             cache.write(number, lanes, block.cross.remember(tokens))
         cache.seen[lanes, 1:] = retrieved.valid[:, 0]
 

@@ -94,9 +94,9 @@ class StepTokens(nn.Module):
         parts = [before, now]
         if self.return_to_go is not None:
             parts.insert(1, self.return_to_go(previous.return_to_go[..., None]))
-        together = self.part is None
+        kind = self.part
         x = (
-            sum(parts[:-1], now)[:, :, None] if together else torch.stack(parts, 2) + self.part.weight
+            sum(parts[:-1], now)[:, :, None] if kind is None else torch.stack(parts, 2) + kind.weight
         )  # (B, T, parts, D)
         if hidden is not None:
             x = torch.where(hidden[..., None, None], self.hidden.to(x.dtype), x)

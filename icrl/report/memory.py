@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -58,7 +60,7 @@ def _lane_of(row: Row) -> int:
     return int(known[0])
 
 
-def _line(arrays: dict[str, np.ndarray], n: int) -> tuple[str, ...]:
+def _line(arrays: Mapping[str, np.ndarray], n: int) -> tuple[str, ...]:
     there = arrays["retrieval_cut"][n] >= 0
     cuts, utility = arrays["retrieval_cut"][n][there], arrays["retrieval_utility"][n][there]
     return (
@@ -71,7 +73,7 @@ def _line(arrays: dict[str, np.ndarray], n: int) -> tuple[str, ...]:
 
 
 def _maps(
-    arrays: dict[str, np.ndarray], chosen: np.ndarray, shape: tuple[int, ...], goal: tuple[int, int] | None
+    arrays: Mapping[str, np.ndarray], chosen: np.ndarray, shape: tuple[int, ...], goal: tuple[int, int] | None
 ) -> Figure:
     """One map for each retrieval: attention summed by cell."""
     columns = 4
