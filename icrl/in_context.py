@@ -3,7 +3,8 @@
 The rule, one for training and deployment: a window starts at the beginning of an episode. When, at an episode's start, a lane's window has no room for one
 more whole episode, its oldest episodes are forgotten until half of the window is free, and the kept ones are read again from scratch: exactly what
 a training window that starts in the middle of a history looks like; keys that had seen the forgotten part do not survive. A window that holds less
-than two episodes, or transitions without order (layout ``transition``), is halved when it is full. So cost per step does not grow with the length
+than two episodes, or transitions without order (layout ``transition``), or that has a memory behind it, is halved when it is full. An episodic policy
+forgets its window at each episode's end. So cost per step does not grow with the length
 of the life, and reading again costs less than a token per step.
 """
 
@@ -236,9 +237,10 @@ class InContextAgent:
         save_memory(path, self._recalling().memory, self.policy.spec, tasks)
 
     def load_memory(self, path: str | Path, tasks: Tasks | None = None) -> None:
-        """Start every lane, which must be fresh, from a saved memory: with what all saved lanes of its task (``tasks``, (B,)) remember, or lane i with
+        """Start every lane, which must be fresh, from a saved memory.
 
-        what lane i does. Raises UserError for a file that is none, of another encoder, family or version, or without these tasks.
+        A lane gets what all saved lanes of its task (``tasks``, (B,)) remember, without tasks what lane i does. Raises UserError for a file that is no
+        memory, one of another encoder, family or version, or one without these tasks.
         """
         recall = self._recalling()
         if tasks is not None and len(tasks) != self.num_lanes:

@@ -60,7 +60,8 @@ def select(candidates: Candidates, parts: Array, config: MemoryConfig) -> Array:
         elif config.selection == "diverse":
             bonus = np.minimum(bonus, -DIVERSITY * like[0])
         elif config.selection == "sequential":  # the next one begins as this one goes on
-            bonus = np.einsum("nle,ne->nl", candidates.keys, candidates.futures[rows, best]) - _scaled(relevance, there)
+            onward = np.einsum("nle,ne->nl", candidates.keys, candidates.futures[rows, best])
+            base = onward + config.utility * _scaled(candidates.utility, there)
     return chosen
 
 

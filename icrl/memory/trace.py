@@ -60,9 +60,10 @@ class Trace:
             )
 
     def arrays(self) -> dict[str, Array]:
-        """``retrieval_*`` of n retrievals: lane, step of its life, episode (from 1), cut (n, k) and utility (n, k) of the chunks, attention
+        """``retrieval_*`` of n retrievals, empty where there were none.
 
-        (n, 1 + M) with that on nothing first, and reward, valid and observation of the retrieved steps (n, M, ...). Empty where there were none.
+        Lane, step of its life, episode (from 1), cut (n, k) and utility (n, k) of the chunks, attention (n, 1 + M) with that on nothing first, and reward,
+        valid and observation of the retrieved steps (n, M, ...).
         """
         if not self._records:
             return {}

@@ -153,9 +153,9 @@ class LifeMemory(_HistoryMemory):
 
 
 class TrajectoryMemory(LifeMemory):
-    """Other trajectories: for a share of the windows those of their own history from before their episode, as at deployment, for the others a pool of chunks
+    """Other trajectories: for a share of the windows those of their own history from before their episode, as at deployment.
 
-    of all histories, of the same task where the utility says so.
+    For the others a pool of chunks of all histories, of the same task where the utility says so.
     """
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, seed: int):

@@ -118,9 +118,9 @@ class Policy(nn.Module):
         num_kept: Tensor | None = None,
         memory: MemoryView | None = None,
     ) -> Tensor:
-        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·); keeps them all,
+        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·).
 
-        or of each lane the first ``num_kept`` (n,), the rest being padding.
+        Keeps them all, or of each lane the first ``num_kept`` (n,), the rest being padding.
         """
         x = self.tokens(observation, previous, episode, episode_step)
         view = CacheView(cache, x.shape[1], lanes)
