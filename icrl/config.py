@@ -54,8 +54,8 @@ class CollectConfig:
 class MemoryConfig:
     """Retrieval memory: experience that the window no longer holds, cut into chunks and found again by what was just seen (RA-DT: Schmied et al. 2024).
 
-    A policy that reads whole lives is trained with chunks of the same history from before the window, an episodic one with chunks of other trajectories;
-    at deployment both remember the lane's own past.
+    A policy that imitates learners (objectives ad and dpt) is trained with chunks of the same history from before the window, a return-conditioned one (dt)
+    also with those of other trajectories; at deployment both remember the lane's own past.
     """
 
     k: int = 0
@@ -77,20 +77,20 @@ class MemoryConfig:
     """`top`: the best by score. `coverage`: a set that covers the parts of the query. `diverse`: maximal marginal relevance. `sequential`: each given those
     chosen before it. Controls: `random` chunks of the memory; `foreign`, at deployment, those of another lane."""
     utility: float = 1.0
-    """Weight of a candidate's utility beside its relevance: the return of its episode, in an episodic policy's training whether it is of the same task."""
+    """Weight of a candidate's utility beside its relevance: the return of its episode, in the pool of objective dt whether it is of the same task."""
     twin: float = 0.98
     """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
     empty: float = 0.1
-    """Share of training windows whose memory is empty."""
+    """Objective dt: share of training windows whose memory is empty. Elsewhere it is where a history begins."""
     query_dropout: float = 0.2
     """Share of a query's observations that are left out in training."""
     capacity: int = 10_000
     """Chunks that a lane's memory holds; when it is full, the oldest of those with the lowest utility goes."""
     own_past: float = 0.5
-    """Episodic policies: share of training windows that retrieve what their lane would have at deployment, trajectories of the same history from before
+    """Objective dt: share of training windows that retrieve what their lane would have at deployment, trajectories of the same history from before
     theirs, by return; the others search the pool."""
     pool: int = 32_768
-    """Episodic policies: chunks of the dataset among which training searches, drawn at random."""
+    """Objective dt: chunks of the dataset among which training searches, drawn at random."""
     index: Literal["exact", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = "exact"
     """How the pool is searched."""
     confidence: float = 1.0

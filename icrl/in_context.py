@@ -72,8 +72,8 @@ class InContextAgent:
     Raises
     ------
     UserError
-        If transitions are to join by episodes in layout ``step``, whose tokens are the running episode, or a return-conditioned policy is asked for no
-        return.
+        If transitions are to join by episodes in layout ``step``, whose tokens are the running episode, a return-conditioned policy is asked for no
+        return, or a saved memory is given to a policy that has none.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class InContextAgent:
         """Start that many fresh lanes (int), or make some lanes (indices) forget everything, for a new task."""
         whole = isinstance(lanes, (int, np.integer))
         if whole:
-            self.num_lanes, self._fixed = int(lanes), False
+            self.num_lanes, self._fixed, self._sure = int(lanes), False, None
             self.streams = self._streams or LaneStreams(self._seed, "agent", lane_ids=self.num_lanes)
             if self.streams.num_lanes != self.num_lanes:
                 raise UserError(
@@ -133,7 +133,6 @@ class InContextAgent:
         self.context.forget(index)
         self._empty_cache(index)
         if self.recall is not None:
-            self._sure = None if whole or self._sure is None else self._sure
             self.recall.forget(index)
             if whole and self._memory is not None:
                 self.load_memory(self._memory, self._tasks)

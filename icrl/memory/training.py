@@ -61,55 +61,15 @@ def segment_keys(store: HistoryStore, chunk: int, encoder: Encoder) -> tuple[Arr
     return keys, first
 
 
-class _HistoryMemory:
-    """Keys of all segments of ``chunk`` steps of every history; chunk j of a history is its segments j and j + 1."""
+class LifeMemory:
+    """Chunks of the same history that ended before the window began, or with ``episodic`` windows before their episode did.
 
-    def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder):
-        self.store, self.config, self.encoder = store, config, encoder
-        self.keys, self.first = segment_keys(store, config.chunk, encoder)
-
-    def _asks(self, window: Window) -> Array:
-        """(B, R) steps of the history at which a retrieval comes into force."""
-        return window.start[:, None] + np.arange(0, window.reward.shape[1], self.config.every)
-
-    def _parts(self, lives: list[History], asks: Array, rng: np.random.Generator) -> Array:
-        """(B, R, C, E) keys of the steps before each of ``asks`` (B, R), some of them dropped, 0 where there are none."""
-        before = asks[:, :, None] - self.config.chunk + np.arange(self.config.chunk)  # (B, R, C)
-        pasts = [_past(life, steps) for life, steps in zip(lives, before, strict=True)]
-        past = Past(*(_stack([getattr(p, name) for p in pasts]) for name in Past._fields))
-        dropped = rng.random(before.shape) < self.config.query_dropout
-        dropped &= ~dropped.all(-1, keepdims=True)  # a query of something stays one
-        kept = past.valid & ~dropped
-        kept = np.where(kept.any(-1, keepdims=True), kept, past.valid)
-        return self.encoder.parts(past._replace(valid=kept))
-
-    def _read(self, lives: list[list[History]], cuts: Array) -> Retrieved:
-        """Chunks around ``cuts`` (B, R, k) of histories, -1 where there is none: (B, R, k 2 C, ...); ``lives`` by B and R k."""
-        span = 2 * self.config.chunk
-        batch, retrievals, k = cuts.shape
-        rows = cuts.reshape(batch, -1)
-        read = [
-            _chunk(life, int(cut), self.config.chunk)
-            for some, ones in zip(lives, rows, strict=True)
-            for life, cut in zip(some, ones, strict=True)
-        ]
-
-        def joined(*columns: Array) -> Array:
-            stacked = np.stack(columns)
-            return stacked.reshape(batch, retrievals, k * span, *stacked.shape[2:])
-
-        columns = [map_observation(joined, *(c[i] for c in read)) for i in range(len(read[0]))]
-        valid = np.repeat(cuts >= 0, span, 2)
-        position = np.tile(np.arange(span), (batch, retrievals, k))
-        return Retrieved(*columns, position=position, valid=valid)
-
-
-class LifeMemory(_HistoryMemory):
-    """Chunks of the same history that ended before the window began, or with ``episodic`` windows before their episode did."""
+    Every history is cut into segments of ``chunk`` steps, and each has a key; chunk j of a history is its segments j and j + 1.
+    """
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, episodic: bool = False):
-        super().__init__(store, config, encoder)
-        self.episodic = episodic
+        self.store, self.config, self.encoder, self.episodic = store, config, encoder, episodic
+        self.keys, self.first = segment_keys(store, config.chunk, encoder)
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing where too little came before."""
@@ -150,6 +110,41 @@ class LifeMemory(_HistoryMemory):
         found = np.where(chosen >= 0, np.take_along_axis(_flat(ids), np.maximum(chosen, 0), 1), -1)
         cuts = np.where(found >= 0, (found + 1) * chunk, -1)
         return cuts.reshape(*asks.shape, -1), utility.reshape(*asks.shape, -1)
+
+    def _asks(self, window: Window) -> Array:
+        """(B, R) steps of the history at which a retrieval comes into force."""
+        return window.start[:, None] + np.arange(0, window.reward.shape[1], self.config.every)
+
+    def _parts(self, lives: list[History], asks: Array, rng: np.random.Generator) -> Array:
+        """(B, R, C, E) keys of the steps before each of ``asks`` (B, R), some of them dropped, 0 where there are none."""
+        before = asks[:, :, None] - self.config.chunk + np.arange(self.config.chunk)  # (B, R, C)
+        pasts = [_past(life, steps) for life, steps in zip(lives, before, strict=True)]
+        past = Past(*(_stack([getattr(p, name) for p in pasts]) for name in Past._fields))
+        dropped = rng.random(before.shape) < self.config.query_dropout
+        dropped &= ~dropped.all(-1, keepdims=True)  # a query of something stays one
+        kept = past.valid & ~dropped
+        kept = np.where(kept.any(-1, keepdims=True), kept, past.valid)
+        return self.encoder.parts(past._replace(valid=kept))
+
+    def _read(self, lives: list[list[History]], cuts: Array) -> Retrieved:
+        """Chunks around ``cuts`` (B, R, k) of histories, -1 where there is none: (B, R, k 2 C, ...); ``lives`` by B and R k."""
+        span = 2 * self.config.chunk
+        batch, retrievals, k = cuts.shape
+        rows = cuts.reshape(batch, -1)
+        read = [
+            _chunk(life, int(cut), self.config.chunk)
+            for some, ones in zip(lives, rows, strict=True)
+            for life, cut in zip(some, ones, strict=True)
+        ]
+
+        def joined(*columns: Array) -> Array:
+            stacked = np.stack(columns)
+            return stacked.reshape(batch, retrievals, k * span, *stacked.shape[2:])
+
+        columns = [map_observation(joined, *(c[i] for c in read)) for i in range(len(read[0]))]
+        valid = np.repeat(cuts >= 0, span, 2)
+        position = np.tile(np.arange(span), (batch, retrievals, k))
+        return Retrieved(*columns, position=position, valid=valid)
 
 
 class TrajectoryMemory(LifeMemory):
