@@ -77,7 +77,8 @@ class MemoryConfig:
     """`top`: the best by score. `coverage`: a set that covers the parts of the query. `diverse`: maximal marginal relevance. `sequential`: each given those
     chosen before it. Controls: `random` chunks of the memory; `foreign`, at deployment, those of another lane."""
     utility: float = 1.0
-    """Weight of a candidate's utility beside its relevance: the return of its episode, in the pool of objective dt whether it is of the same task."""
+    """Weight of a candidate's utility beside its relevance: what its episode and its own steps earned, in the pool of objective dt whether it is of the same
+    task."""
     twin: float = 0.98
     """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
     empty: float = 0.1
@@ -133,8 +134,9 @@ class ModelConfig:
     found by attention. Right where an episode has parts, as a key and then a door."""
     episodic: bool = False
     """Layout `step`: the window stays inside one episode; at its end the context is forgotten, and only a memory remains."""
-    return_to_go: bool = False
-    """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on."""
+    return_to_go: Literal["off", "total", "rate"] = "off"
+    """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on. `total`: as published. `rate`: divided by the steps
+    that are left of the horizon, so that asking for much stays possible however late a reward is found."""
     interleaved: bool = False
     """Layout `step`: tokens of their own for what was done and earned, for the return to go and for the observation, as published, instead of one
     that holds them all."""
@@ -148,7 +150,12 @@ class ModelConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step in layout `step`."""
-        return 2 + self.return_to_go if self.interleaved else 1
+        return 2 + self.conditioned if self.interleaved else 1
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the return still to come is an input."""
+        return self.return_to_go != "off"
 
     @property
     def attention_width(self) -> int:
@@ -164,7 +171,8 @@ class ObjectiveConfig:
     """`ad`: the source's own actions. `dpt`: the optimal action for every prefix of the context. `dt`: the action that was taken, given the return still
     to come; with a memory, RA-DT."""
     target_return: float = 0.0
-    """DT: return of an episode that the policy is asked for when it acts."""
+    """DT: return of an episode that the policy is asked for when it acts; less what it has earned, or with `model.return_to_go rate` in proportion
+    to the steps that are left."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
     token_mask: float = 0.0

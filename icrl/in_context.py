@@ -90,7 +90,7 @@ class InContextAgent:
         tasks: Tasks | None = None,
     ):
         check_append(append, policy.config.layout)
-        if policy.config.return_to_go and target_return is None:
+        if policy.config.conditioned and target_return is None:
             raise UserError(
                 "this policy is conditioned on the return still to come: give the target_return of an episode"
             )
@@ -411,7 +411,7 @@ class InContextAgent:
             map_observation(shift, columns["observation"]),
             map_observation(shift, columns["next_observation"]),
             columns["episode_return"],
-            self.target_return - columns["episode_return"],
+            self._asked(columns["episode_return"], columns["episode_step"]),
         )
         episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
         memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
@@ -443,7 +443,14 @@ class InContextAgent:
             episode = np.zeros(self.num_lanes, np.int64)
         earned = now(context.episode_return)
         previous = Previous(
-            now(context.lengths > 0), action, reward, ended, before, final, earned, self.target_return - earned
+            now(context.lengths > 0),
+            action,
+            reward,
+            ended,
+            before,
+            final,
+            earned,
+            self._asked(earned, now(context.episode_step)),
         )
         memory = None if self.recall is None else self.recall.look(context.lengths, self._limits())
         output = self.policy.step_cached(
@@ -457,6 +464,13 @@ class InContextAgent:
         if self.recall is not None:
             self.recall.looked()
         return output[:, 0]
+
+    def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor) -> torch.Tensor:
+        """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps."""
+        if self.policy.config.return_to_go == "rate":
+            horizon = self.policy.spec.horizon
+            return self.target_return / horizon * (horizon - episode_step).float()
+        return self.target_return - earned
 
     def _limits(self) -> Array:
         """(B,) steps of the lanes' lives by which a chunk must have ended to be retrieved: the window's beginning, or that of its episode."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
 from envs import make_family
@@ -107,8 +106,7 @@ SHOWN_LANES = 10
 def memory_lines(memory: SavedMemory) -> list[str]:
     """A saved memory as text: what it was made for, and what its lanes hold."""
     about, chunk = memory.about, memory.about["chunk"]
-    cut = np.asarray(memory.chunks["episode"])[:, chunk] if len(memory.lane) else np.zeros(0, int)
-    utility = memory.totals[memory.lane, cut]
+    utility = memory.utility
     text = [
         f"memory of {about['family']}, {memory.num_lanes} lanes, {len(memory.lane):,} chunks of {chunk} steps before and {chunk} behind a cut",
         f"keys of width {about['key width']}: {about['encoder']}",

@@ -107,8 +107,23 @@ def command(argv: list[str]) -> None:
         parse(Options, ["--help"], prog=f"{PROG} FAMILY", description=about)
     name, rest = first_argument(argv, "the name of a MuJoCo family", USAGE)
     options = parse(Options, rest, prog=f"{PROG} {name}", description=about)
-    best = train_oracle(name, options, command=f"{PROG} {' '.join(argv)}")
+    best = train_oracle(name, options, command=remade_by(name, options))
     print(f"{best['out']}: {best['validation_return']:.1f} on validation tasks after {best['steps']:,} steps")
+
+
+def remade_by(name: str, options: Options) -> str:
+    """The command that makes these weights again, wherever its folders are."""
+    default, told = (
+        Options(),
+        ("steps", "width", "learning_rate", "updates_per_step", "checkpoint_every", "seed", "threads"),
+    )
+    given = {key: getattr(options, key) for key in told}
+    words = [
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in given.items()
+        if value != getattr(default, key) or key == "steps"
+    ]
+    return " ".join([PROG, name, *words])
 
 
 def train_oracle(name: str, options: Options, *, command: str = "", progress: bool = True) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def cut(inputs, index):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"previous_observation": True, "episode_return": True}, {"interleaved": True, "return_to_go": True}],
+    [{}, {"previous_observation": True, "episode_return": True}, {"interleaved": True, "return_to_go": "total"}],
     ids=str,
 )
 @pytest.mark.parametrize("space", SPACES)

@@ -470,7 +470,11 @@ def test_contradictions_are_refused(name, model, options, words):
 def test_fitting_options_are_accepted(name, layout):
     conditioned = name == "dt"
     model = ModelConfig(
-        layout=layout, window=8, rotary=layout == "step", episodic=conditioned, return_to_go=conditioned
+        layout=layout,
+        window=8,
+        rotary=layout == "step",
+        episodic=conditioned,
+        return_to_go="total" if conditioned else "off",
     )
     check_objective(ObjectiveConfig(name, start_fraction=1.0), model, FamilySpec("toy", Discrete(2), Discrete(2), 4))
 

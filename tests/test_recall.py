@@ -31,14 +31,14 @@ KINDS = {
     "life, first block": {"memory": replace(MEMORY, layers="first")},
     "life, every step": {"memory": replace(MEMORY, every=1)},
     "episodic": EPISODIC,
-    "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": True},
+    "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
 def agent_of(options, window=10) -> Any:
-    target: Any = 3.0 if options.get("return_to_go") else None
+    target: Any = 3.0 if "return_to_go" in options else None
     agent: InContextAgent = make_agent(window=window, target_return=target, **options)
     agent.policy.spec = replace(agent.policy.spec, horizon=HORIZON)
     return agent

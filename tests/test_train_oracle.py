@@ -12,7 +12,7 @@ from envs.mujoco_tasks import HalfCheetahVel
 from envs.oracle_policy import OraclePolicy
 from icrl.interfaces import UserError
 from scripts.common import run_command
-from scripts.train_oracle import Options, ToldEnv, command, train_oracle
+from scripts.train_oracle import Options, ToldEnv, command, remade_by, train_oracle
 
 pytest.importorskip("mujoco")
 FAMILY = "envs.mujoco_tasks:HalfCheetahVel"
@@ -108,3 +108,8 @@ def test_other_families_are_refused(monkeypatch):
     monkeypatch.setattr("scripts.train_oracle.make_family", make_family)
     with pytest.raises(UserError, match="darkroom is no MuJoCo family"):
         train_oracle("darkroom", Options())
+
+
+def test_the_command_that_is_kept_names_what_shapes_the_weights_and_no_folder(tmp_path):
+    given = Options(steps=500_000, threads=1, width=64, out=tmp_path / "here.safetensors", work=tmp_path)
+    assert remade_by(FAMILY, given) == f"python -m scripts.train_oracle {FAMILY} --steps 500000 --width 64 --threads 1"

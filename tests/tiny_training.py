@@ -47,13 +47,13 @@ LAYOUTS = {
     "ad memory": replace(RECIPE, model=replace(RECIPE.model, memory=MemoryConfig(k=2, chunk=3, every=4))),
     "dt": replace(
         RECIPE,
-        model=replace(RECIPE.model, window=6, episodic=True, return_to_go=True, interleaved=True),
+        model=replace(RECIPE.model, window=6, episodic=True, return_to_go="total", interleaved=True),
         objective=ObjectiveConfig("dt", target_return=5.0),
     ),
     "ra-dt": replace(
         RECIPE,
         model=replace(
-            RECIPE.model, window=6, episodic=True, return_to_go=True, memory=MemoryConfig(k=1, chunk=4, every=3)
+            RECIPE.model, window=6, episodic=True, return_to_go="total", memory=MemoryConfig(k=1, chunk=4, every=3)
         ),
         objective=ObjectiveConfig("dt", target_return=5.0),
     ),

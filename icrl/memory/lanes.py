@@ -22,7 +22,7 @@ from icrl.memory.index import nearest
 from icrl.memory.selection import Candidates, select
 
 _COLUMNS = ("observation", "action", "reward", "ended")
-_STATE = ("life", "lived", "count", "totals", "begun", "over", "episode", "keys", "futures", "end", "last_key")
+_STATE = ("life", "lived", "count", "totals", "begun", "over", "episode", "keys", "futures", "paid", "end", "last_key")
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -42,6 +42,7 @@ class LaneMemory:
         self.chunks: dict[str, Observation] = {}  # (B, N, 2 C, ...)
         self.keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
         self.futures = np.zeros_like(self.keys)  # (B, N, E) of those behind it
+        self.paid = np.zeros((lanes, 0))  # (B, N) what the chunk's own steps earned
         self.end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
         self.last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
 
@@ -136,7 +137,10 @@ class LaneMemory:
         return (lanes + 1) % len(self.life) if self.config.selection == "foreign" else lanes
 
     def utility(self, lanes: Array, as_of: Array) -> Array:
-        """(n, Q, N) what the episode of each chunk's cut had earned by steps ``as_of`` (n, Q) of the life."""
+        """(n, Q, N) what the episode of each chunk's cut had earned by steps ``as_of`` (n, Q) of the life, and what the chunk itself did.
+
+        The first finds good episodes, the second where in them the reward is.
+        """
         if not self.chunks:
             return np.zeros((*as_of.shape, 0))
         episode = np.asarray(self.chunks["episode"])[lanes, :, self.config.chunk]  # (n, N)
@@ -144,7 +148,7 @@ class LaneMemory:
         since = self.lived[rows, self.begun[rows, episode]][:, None]  # (n, 1, N)
         so_far = self.lived[rows, np.minimum(as_of, self.life[rows])][:, :, None] - since
         over = self.over[rows, episode][:, None] <= as_of[:, :, None]
-        return np.where(over, self.totals[rows, episode][:, None], so_far)
+        return np.where(over, self.totals[rows, episode][:, None], so_far) + self.paid[lanes][:, None]
 
     def read(self, lanes: Array, ids: Array) -> Retrieved:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
@@ -185,6 +189,7 @@ class LaneMemory:
 
             map_observation(copy, self.chunks[name], column)
         self.keys[lane, :num], self.futures[lane, :num] = keys, futures
+        self.paid[lane, :num] = chunk_rewards(chunks)
         self.end[lane, :num] = 0
         self._room_for_episodes(len(totals) + 2)
         self.totals[lane, : len(totals)] = totals
@@ -244,6 +249,7 @@ class LaneMemory:
 
             map_observation(copy, self.chunks[name], column)
         self.keys[lanes, slots], self.futures[lanes, slots] = self.last_key[lanes], futures
+        self.paid[lanes, slots] = chunk_rewards(self.recent)[lanes]
         self.end[lanes, slots] = self.life[lanes]
         self.count[lanes] = np.maximum(self.count[lanes], slots + 1)
 
@@ -279,7 +285,13 @@ class LaneMemory:
                 for name, column in self.recent.items()
             }
         self.chunks = {name: map_observation(grow, column) for name, column in self.chunks.items()}
-        self.keys, self.futures, self.end = grow(self.keys), grow(self.futures), grow(self.end)
+        for name in ("keys", "futures", "paid", "end"):
+            setattr(self, name, grow(getattr(self, name)))
+
+
+def chunk_rewards(chunks: Mapping[str, Observation]) -> Array:
+    """(...) what the steps of chunks (..., 2 C) earned."""
+    return np.asarray(chunks["reward"]).sum(-1, dtype=np.float64)
 
 
 def _room(array: Array, span: int) -> Array:

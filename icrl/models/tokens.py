@@ -35,7 +35,9 @@ class Previous(NamedTuple):
     observation: Observation  # what the step started from; read only with `config.previous_observation`
     final_observation: Observation  # the step's next observation; read only where `ended`
     episode_return: Tensor  # float32: rewards of the running episode so far, 0 where it begins; read only with `config.episode_return`
-    return_to_go: Tensor  # float32: what the running episode is still to earn, this step included; read only with `config.return_to_go`
+    return_to_go: (
+        Tensor  # float32: what the running episode is still to earn, this step included; read only where it is an input
+    )
 
 
 class ActionRewardEmbedding(nn.Module):
@@ -75,7 +77,9 @@ class StepTokens(nn.Module):
         if config.previous_observation:
             self.previous_observation = make_encoder(config.width, spec.observation_space)
         self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
-        self.return_to_go = RealEncoder(config.width, 1) if config.return_to_go else None
+        self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
+        self.per_step_left = config.return_to_go == "rate"
+        self.horizon = spec.horizon
         self.part = nn.Embedding(config.tokens_per_step, config.width) if config.interleaved else None
         self.positions = config.episode_embedding
         if self.positions:
@@ -93,7 +97,10 @@ class StepTokens(nn.Module):
         before, now = self._before(previous), self._now(observation, previous)
         parts = [before, now]
         if self.return_to_go is not None:
-            parts.insert(1, self.return_to_go(previous.return_to_go[..., None]))
+            to_go = previous.return_to_go
+            if self.per_step_left:
+                to_go = to_go / (self.horizon - episode_step).clamp(min=1)
+            parts.insert(1, self.return_to_go(to_go[..., None]))
         kind = self.part
         x = (
             sum(parts[:-1], now)[:, :, None] if kind is None else torch.stack(parts, 2) + kind.weight
@@ -160,7 +167,7 @@ class RetrievedTokens(nn.Module):
         self.action_reward = ActionRewardEmbedding(spec.action_space, config)
         self.ended = nn.Embedding(2, config.width)
         self.position = nn.Embedding(2 * config.memory.chunk, config.width)
-        self.return_to_go = RealEncoder(config.width, 1) if config.return_to_go else None
+        self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, retrieved: Retrieved) -> Tensor:

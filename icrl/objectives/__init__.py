@@ -48,9 +48,9 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         raise UserError(f"objective.label_smoothing {config.label_smoothing} is no option of DPT: set it to 0")
     if model.layout == "transition" and model.rotary:
         raise UserError("model.layout transition has no positions: set model.rotary to False")
-    if model.layout == "transition" and (model.interleaved or model.episodic or model.return_to_go):
+    if model.layout == "transition" and (model.interleaved or model.episodic or model.conditioned):
         raise UserError(
-            "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False"
+            "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False and off"
         )
 
 
@@ -60,7 +60,7 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         raise UserError(
             "model.episodic cuts histories into episodes, from which DPT's labels do not follow: set it to False, or give the model a memory"
         )
-    if config.name == "dt" and not (model.return_to_go and model.episodic):
-        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set both to True")
-    if model.return_to_go and config.name != "dt":
-        raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to False")
+    if config.name == "dt" and not (model.conditioned and model.episodic):
+        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
+    if model.conditioned and config.name != "dt":
+        raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to off")
