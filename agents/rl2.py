@@ -21,7 +21,18 @@ from agents.base import lanes_of_reset
 from envs.trial import TrialEncoding
 from icrl.config import RL2Config
 from icrl.data.schema import space_to_json, spec_to_json
-from icrl.interfaces import Agent, Array, Decision, Family, FamilySpec, Observation, Step, TaskVectorEnv, UserError
+from icrl.interfaces import (
+    ActionRule,
+    Agent,
+    Array,
+    Decision,
+    Family,
+    FamilySpec,
+    Observation,
+    Step,
+    TaskVectorEnv,
+    UserError,
+)
 from icrl.seeding import LaneStreams
 
 ACTOR = ("lstm_actor.", "action_net.", "log_std")
@@ -121,6 +132,8 @@ class RL2:
     """Run folder that icrl rl2 has trained it in."""
     greedy: bool = False
     """Take the most probable action (of a box: the mean) instead of sampling."""
+    temperature: float = 1.0
+    """Sample with probabilities to the power 1 / temperature."""
 
     @property
     def note(self) -> str:
@@ -137,7 +150,7 @@ class RL2:
                     f"the RL² policy of {self.run} was trained in {learned.spec['name']} with another {name.replace('_', ' ')} "
                     f"than {space}: train one for this family"
                 )
-        return RL2Agent(family.spec, RecurrentPolicy(weights), streams, self.greedy)
+        return RL2Agent(family.spec, RecurrentPolicy(weights), streams, ActionRule(self.greedy, self.temperature))
 
     def _file(self) -> Path:
         file = file_of(self.run)
@@ -172,9 +185,9 @@ class RecurrentPolicy:
 class RL2Agent:
     """The policy in lanes. A step is read when it is acted on; ``observe`` makes that reading final."""
 
-    def __init__(self, spec: FamilySpec, policy: RecurrentPolicy, streams: LaneStreams, greedy: bool):
+    def __init__(self, spec: FamilySpec, policy: RecurrentPolicy, streams: LaneStreams, rule: ActionRule):
         self._space, self._encoding = spec.action_space, TrialEncoding(spec)
-        self._policy, self._streams, self._greedy = policy, streams, greedy
+        self._policy, self._streams, self._rule = policy, streams, rule
         self._state = policy.start(streams.num_lanes)
         self._fresh = np.ones(streams.num_lanes, bool)  # (B,) nothing lived through since the reset
         self._last: Step | None = None
@@ -189,15 +202,18 @@ class RL2Agent:
         output, _ = self._look(observation)
         if isinstance(self._space, Discrete):
             logits = output if action_mask is None else np.where(action_mask, output, -np.inf)
-            log_probs = log_softmax(logits, axis=1)
-            choice = log_probs.argmax(axis=1) if self._greedy else self._streams.choice(np.exp(log_probs))
+            log_probs = log_softmax(logits / self._rule.temperature, axis=1)
+            choice = log_probs.argmax(axis=1) if self._rule.greedy else self._streams.choice(np.exp(log_probs))
             chosen = np.take_along_axis(log_probs, choice[:, None], 1)[:, 0]
             return Decision(choice + int(self._space.start), None, chosen.astype(np.float32))
         assert isinstance(self._space, Box) and self._policy.std is not None
-        noise = np.zeros_like(output) if self._greedy else self._streams.normal(output.shape[1]).reshape(output.shape)
+        std = self._policy.std * self._rule.temperature**0.5  # a density to the power 1 / temperature
+        noise = (
+            np.zeros_like(output) if self._rule.greedy else self._streams.normal(output.shape[1]).reshape(output.shape)
+        )
         halves = (self._space.high - self._space.low) / 2
-        action = self._space.low + (np.clip(output + self._policy.std * noise, -1, 1) + 1) * halves
-        log_density = -np.square(noise) / 2 - np.log(self._policy.std * halves) - np.log(2 * np.pi) / 2
+        action = self._space.low + (np.clip(output + std * noise, -1, 1) + 1) * halves
+        log_density = -np.square(noise) / 2 - np.log(std * halves) - np.log(2 * np.pi) / 2
         action = np.clip(action, self._space.low, self._space.high).astype(self._space.dtype)
         return Decision(action, None, log_density.sum(axis=1).astype(np.float32))  # of the sample before it was clipped
 

@@ -19,6 +19,7 @@ def load(
     checkpoint: Literal["best", "latest"] = "best",
     seed: int = 0,
     greedy: bool = False,
+    temperature: float = 1.0,
     append: Literal["step", "episode"] = "step",
     target_return: float | None = None,
     device: str = "cpu",
@@ -30,10 +31,12 @@ def load(
     """
     from icrl.checkpoint import load_policy
     from icrl.in_context import InContextAgent
+    from icrl.interfaces import ActionRule
     from icrl.memory.encoders import make_encoder
 
     policy, recipe, _ = load_policy(Path(run), checkpoint, device)
     target = recipe.objective.target_return if target_return is None else target_return
     memory = policy.config.memory
     encoder = make_encoder(policy.spec, memory, Path(run)) if memory.k else None
-    return InContextAgent(policy, seed=seed, greedy=greedy, append=append, target_return=target, encoder=encoder)
+    rule = ActionRule(greedy, temperature)
+    return InContextAgent(policy, seed=seed, rule=rule, append=append, target_return=target, encoder=encoder)

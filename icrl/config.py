@@ -282,6 +282,9 @@ class EvaluateConfig:
     """When the agent's own transitions join its context: at once, or (layout `transition`, as DPT was published) when their episode ends."""
     greedy: bool = False
     """Take the most probable action instead of sampling; the same for every compared agent that has probabilities."""
+    temperature: float = 1.0
+    """Sample actions with probabilities to the power 1 / temperature; the same for the agent and RL². Below 1, less of the noise is imitated that sources
+    had and meant nothing by."""
     memory: str = ""
     """Start from this saved memory: every lane with what lanes of its task remembered."""
     retrieval: dict[str, int | float | str] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from icrl import metrics
 from icrl.evaluation import AgentResult, Evaluation
 from icrl.exactness import PosteriorDistance
 from icrl.files import replace_file
-from icrl.interfaces import Array, Tasks
+from icrl.interfaces import ActionRule, Array, Tasks
 from icrl.metrics import Bootstrap, Estimate, Resampled
 
 FORMAT_VERSION = 1
@@ -111,7 +111,7 @@ SCHEMA: dict[str, Any] = _object(
     append=_value(
         "string", "when the agent's own transitions join its context: at each step, or at the end of their episode"
     ),
-    action_rule=_value("string", "sampled or greedy, for every row that has probabilities"),
+    action_rule=_value("string", "sampled, sampled at temperature T, or greedy, for every row that has probabilities"),
     root_seed=_value("integer", "root of all random streams"),
     seeds=_list({"type": "integer"}, "evaluation seeds: each repeats all roll-outs"),
     lanes=_value("integer", "lanes per seed, spread evenly over the tasks"),
@@ -181,7 +181,7 @@ def evaluation_to_json(
         "context": config.context if offline else None,
         "context_size": config.context_size if offline else None,
         "append": config.append,
-        "action_rule": "greedy" if config.greedy else "sampled",
+        "action_rule": str(ActionRule(config.greedy, config.temperature)),
         "root_seed": evaluation.root_seed,
         "seeds": list(config.seeds),
         "lanes": config.lanes,

@@ -25,7 +25,7 @@ from icrl.context import Context
 from icrl.data.sampling import Window
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
-from icrl.interfaces import Array, Decision, Observation, Step, Tasks, UserError, map_observation
+from icrl.interfaces import ActionRule, Array, Decision, Observation, Step, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.files import check_fits, describe, fill, lanes_by_task, read_memory, save_memory
 from icrl.memory.recall import Recall
@@ -35,6 +35,7 @@ from icrl.models.policy import Policy
 from icrl.models.tokens import Previous
 from icrl.seeding import LaneStreams
 
+SAMPLED = ActionRule()
 READ_TOKENS = 16_384
 """Tokens per forward pass when contexts are read again: bounds memory."""
 
@@ -58,8 +59,8 @@ class InContextAgent:
         Random numbers for sampling actions, one stream per lane; by default derived from ``seed`` at ``reset``.
     seed : int
         Root seed of the default streams.
-    greedy : bool
-        Take the most probable action instead of sampling.
+    rule : ActionRule
+        How actions are taken: sampled, sampled at another temperature, or the most probable one.
     append : "step" or "episode"
         When transitions join what the policy sees: at once, or (layout ``transition``, as Lee et al. 2023 published DPT) when their episode ends.
     target_return : float, optional
@@ -82,7 +83,7 @@ class InContextAgent:
         *,
         streams: LaneStreams | None = None,
         seed: int = 0,
-        greedy: bool = False,
+        rule: ActionRule = SAMPLED,
         append: Literal["step", "episode"] = "step",
         target_return: float | None = None,
         encoder: Encoder | None = None,
@@ -102,7 +103,7 @@ class InContextAgent:
         if policy.config.memory.k and encoder is None:
             self._encoder = make_encoder(policy.spec, policy.config.memory)
         self._sure: Array | None = None
-        self.policy, self.greedy, self._seed, self._streams = policy.eval(), greedy, seed, streams
+        self.policy, self.rule, self._seed, self._streams = policy.eval(), rule, seed, streams
         self._boundary = Boundary(policy.spec)
         self.num_lanes = 0
         self._fixed = False
@@ -144,7 +145,7 @@ class InContextAgent:
         """Choose an action in every lane; observation (B, ...). Raises UserError where shapes or values are not those of the spaces."""
         self._boundary.check_observation("observation", observation, self.num_lanes)
         self._boundary.check_mask(action_mask, self.num_lanes)
-        action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.greedy, action_mask)
+        action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.rule, action_mask)
         if self.recall is not None and self.recall.config.confidence < 1:
             self._sure = log_prob >= np.log(self.recall.config.confidence)
         return Decision(action, None, log_prob)

@@ -54,6 +54,27 @@ class Step(NamedTuple):
         return self.terminated | self.truncated
 
 
+@dataclass(frozen=True)
+class ActionRule:
+    """How actions are taken from what a policy gives: the same for every compared agent that has probabilities."""
+
+    greedy: bool = False
+    """Take the most probable action (of a density: the mean) instead of sampling."""
+    temperature: float = 1.0
+    """Sample with probabilities to the power 1 / temperature, renormalised. Raises UserError unless positive."""
+
+    def __post_init__(self):
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(
+                f"temperature {self.temperature}: expected more than 0 (greedy takes the most probable action)"
+            )
+
+    def __str__(self) -> str:
+        if self.greedy:
+            return "greedy"
+        return "sampled" if self.temperature == 1 else f"sampled at temperature {self.temperature:g}"
+
+
 class Decision(NamedTuple):
     """What an agent chose, and what it knows about the choice."""
 

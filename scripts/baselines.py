@@ -13,6 +13,7 @@ from icrl.config import EvaluateConfig, Recipe, SourceConfig
 
 if TYPE_CHECKING:
     from icrl.evaluation import AgentFactory
+    from icrl.interfaces import ActionRule
 
 CONTEXT_SOURCES = {"random": SourceConfig("uniform", scattered=True), "expert": SourceConfig("optimal")}
 """Who leaves the context, by ``EvaluateConfig.context``."""
@@ -53,8 +54,8 @@ def source_notes(rows: Mapping[str, SourceConfig]) -> dict[str, str]:
     return {row: make_source(source.name, **source.options).note for row, source in trained.items()}  # type: ignore[attr-defined]
 
 
-def baseline_factory(source: SourceConfig, greedy: bool | None = None) -> AgentFactory:
-    """A source as an agent; ``greedy``, if given, is the action rule of one that has probabilities."""
+def baseline_factory(source: SourceConfig, rule: ActionRule | None = None) -> AgentFactory:
+    """A source as an agent; ``rule``, if given, is the action rule of one that has probabilities."""
     fields = {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
-    rule = {"greedy": greedy} if greedy is not None and "greedy" in fields else {}
-    return make_source(source.name, **{**source.options, **rule}).make
+    given = {} if rule is None else {name: value for name, value in dataclasses.asdict(rule).items() if name in fields}
+    return make_source(source.name, **{**source.options, **given}).make

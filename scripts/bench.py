@@ -231,7 +231,7 @@ def searching(recipe: Recipe, folder: Path, repeats: int) -> list[Figure]:
     from icrl.config import MemoryConfig
     from icrl.memory.encoders import make_encoder
     from icrl.memory.index import ExactIndex, FaissIndex
-    from icrl.memory.training import segment_keys
+    from icrl.memory.training import LifeMemory
 
     memory = MemoryConfig(k=1)
     config = dataclasses.replace(
@@ -241,7 +241,7 @@ def searching(recipe: Recipe, folder: Path, repeats: int) -> list[Figure]:
         workers=2,
     )
     store = collect(dataclasses.replace(recipe, collect=config), folder / "keys", progress=False)
-    keys = segment_keys(store, memory.chunk, make_encoder(store.spec, memory))[0][:KEYS]
+    keys = LifeMemory(store, memory, make_encoder(store.spec, memory)).keys[:KEYS]
     queries = keys[np.random.default_rng(0).choice(len(keys), QUERIES, replace=False)]
     exact = ExactIndex(keys)
     start = time.perf_counter()

@@ -16,7 +16,7 @@ from agents.rl2 import check_playable
 from envs import make_family
 from icrl.config import EvaluateConfig, MemoryConfig, Recipe, SourceConfig
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Family, Tasks, UserError
+from icrl.interfaces import ActionRule, Family, Tasks, UserError
 from icrl.recipe_json import differing_fields
 from icrl.rollout import rollout
 from icrl.seeding import LaneStreams
@@ -68,7 +68,14 @@ def check_evaluation(
                     f"{prefix}baselines rl2: this recipe trains no RL² policy: pass --rl2.steps 1000000, say"
                 )
             continue  # there will be one
-        _try_out(f"{prefix}baselines {row}", source, family, tasks, steps, evaluation.greedy)
+        _try_out(
+            f"{prefix}baselines {row}",
+            source,
+            family,
+            tasks,
+            steps,
+            ActionRule(evaluation.greedy, evaluation.temperature),
+        )
     if evaluation.mode == "offline":
         context = evaluation.context
         _try_out(f"{prefix}context {context}", CONTEXT_SOURCES[context], family, tasks, evaluation.context_size)
@@ -107,7 +114,7 @@ def _try_out(
     family: Family,
     tasks: Tasks,
     num_steps: int,
-    greedy: bool | None = None,
+    rule: ActionRule | None = None,
     beside_others: bool = True,
 ) -> None:
     """Play one step of a source in one lane, as an agent of an evaluation or (not ``beside_others``) to leave a history.
@@ -119,7 +126,7 @@ def _try_out(
         env = played.make_vec(tasks[:1])
         streams = LaneStreams(0, "check", lane_ids=1)
         if beside_others:
-            next(rollout(baseline_factory(source, greedy)(played, env, streams, num_steps), env, seed=0))
+            next(rollout(baseline_factory(source, rule)(played, env, streams, num_steps), env, seed=0))
         else:
             made, stop = make_source(source.name, **source.options), lambda turn: False
             play(made, played, env, streams, num_steps, seed=0, record_optimal=False, keep=stop)

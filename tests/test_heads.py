@@ -6,6 +6,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch.distributions import Categorical, Independent, Normal
 
+from icrl.interfaces import ActionRule, UserError
 from icrl.models.heads import CategoricalHead, GaussianHead, make_head
 from icrl.objectives.base import tensor
 from icrl.seeding import LaneStreams
@@ -69,7 +70,7 @@ def test_gaussian_spread_is_bounded_whatever_the_features():
 
 def test_gaussian_draws_are_clipped_but_their_log_density_is_of_the_unclipped_sample():
     params = random(400, 2 * SIZE)
-    action, log_prob = gaussian().choose(params, streams(400), False, None)
+    action, log_prob = gaussian().choose(params, streams(400), ActionRule(), None)
     distribution = normal(params)
     noise = torch.as_tensor(streams(400).normal(SIZE))
     sample = distribution.base_dist.loc + distribution.base_dist.scale * noise.float()  # type: ignore[attr-defined]
@@ -85,7 +86,7 @@ def test_gaussian_draws_are_clipped_but_their_log_density_is_of_the_unclipped_sa
 def test_gaussian_draws_have_the_moments_that_the_parameters_say():
     wide = Box(-np.inf, np.inf, (SIZE,))
     params = torch.tensor([0.3, -2.0, 5.0, -1.0, 0.0, 1.0]).expand(20_000, -1)
-    action, log_prob = gaussian(wide).choose(params, streams(20_000), False, None)
+    action, log_prob = gaussian(wide).choose(params, streams(20_000), ActionRule(), None)
     np.testing.assert_allclose(action.mean(0), [0.3, -2.0, 5.0], atol=0.06)
     np.testing.assert_allclose(action.std(0), np.exp([-1.0, 0.0, 1.0]), rtol=0.02)
     assert np.abs(np.corrcoef(action.T) - np.eye(SIZE)).max() < 0.03
@@ -95,7 +96,7 @@ def test_gaussian_draws_have_the_moments_that_the_parameters_say():
 
 def test_gaussian_greedy_is_the_mean_within_the_box_and_draws_nothing():
     params, used = random(50, 2 * SIZE), streams(50)
-    action, log_prob = gaussian().choose(params, used, True, None)
+    action, log_prob = gaussian().choose(params, used, ActionRule(greedy=True), None)
     np.testing.assert_array_equal(action, np.clip(params[:, :SIZE].numpy(), BOX.low, BOX.high))
     np.testing.assert_allclose(log_prob, normal(params).log_prob(params[:, :SIZE]), rtol=1e-5)
     assert not used.counters.any()
@@ -130,7 +131,7 @@ def test_categorical_smoothing_by_hand():
 
 def test_categorical_draws_as_often_as_it_says():
     logits = random(5).expand(20_000, -1)
-    action, log_prob = categorical().choose(logits, streams(20_000), False, None)
+    action, log_prob = categorical().choose(logits, streams(20_000), ActionRule(), None)
     probs = torch.softmax(logits[0], -1).numpy()
     np.testing.assert_allclose(np.bincount(action, minlength=5) / 20_000, probs, atol=0.015)
     np.testing.assert_allclose(np.exp(log_prob), probs[action], rtol=1e-5)
@@ -141,7 +142,7 @@ def test_categorical_masks_leave_no_probability_and_the_rest_sums_to_one(greedy)
     logits = random(3000, 5)
     mask = np.random.default_rng(0).random((3000, 5)) < 0.5
     mask[np.arange(3000), np.arange(3000) % 5] = True
-    action, log_prob = categorical().choose(logits, streams(3000), greedy, mask)
+    action, log_prob = categorical().choose(logits, streams(3000), ActionRule(greedy), mask)
     assert mask[np.arange(3000), action].all() and (~mask).any()
     allowed = torch.softmax(logits, -1).numpy() * mask
     expected = (allowed / allowed.sum(1, keepdims=True))[np.arange(3000), action]
@@ -150,15 +151,35 @@ def test_categorical_masks_leave_no_probability_and_the_rest_sums_to_one(greedy)
         np.testing.assert_array_equal(action, allowed.argmax(1))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_another_temperature_is_a_power_of_the_probabilities(temperature):
+    logits, rule = random(5), ActionRule(temperature=temperature)
+    action, log_prob = categorical().choose(logits.expand(20_000, -1), streams(20_000), rule, None)
+    powers = torch.softmax(logits, -1).double() ** (1 / temperature)
+    probs = (powers / powers.sum()).numpy()
+    np.testing.assert_allclose(np.bincount(action, minlength=5) / 20_000, probs, atol=0.015)
+    np.testing.assert_allclose(np.exp(log_prob), probs[action], rtol=1e-4)
+    params = torch.tensor([[0.1, -0.2, 0.0, -1.0, -0.5, -2.0]])
+    action, _ = gaussian(Box(-np.inf, np.inf, (SIZE,))).choose(params.expand(20_000, -1), streams(20_000), rule, None)
+    spread = np.exp([-1.0, -0.5, -2.0]) * temperature**0.5  # a density to the power 1 / temperature
+    np.testing.assert_allclose(action.std(0), spread, rtol=0.05)
+
+
+def test_a_temperature_that_is_not_positive_is_refused():
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="more than 0"):
+            ActionRule(temperature=wrong)
+
+
 def test_one_allowed_action_is_certain():
     mask = np.eye(5, dtype=bool)[[3, 0, 4]]
-    action, log_prob = categorical(start=10).choose(random(3, 5), streams(3), False, mask)
+    action, log_prob = categorical(start=10).choose(random(3, 5), streams(3), ActionRule(), mask)
     assert action.tolist() == [13, 10, 14] and not log_prob.any()
 
 
 def test_categorical_greedy_is_the_most_probable_action_and_draws_nothing():
     logits, used = random(40, 5), streams(40)
-    action, log_prob = categorical(start=-2).choose(logits, used, True, None)
+    action, log_prob = categorical(start=-2).choose(logits, used, ActionRule(greedy=True), None)
     np.testing.assert_array_equal(action, logits.argmax(-1).numpy() - 2)
     np.testing.assert_allclose(log_prob, torch.log_softmax(logits, -1).max(-1).values, rtol=1e-5)
     assert not used.counters.any()
@@ -167,7 +188,7 @@ def test_categorical_greedy_is_the_most_probable_action_and_draws_nothing():
 @pytest.mark.parametrize("start", [0, 2, 7, -3])
 def test_drawn_actions_are_members_of_a_space_that_starts_anywhere(start):
     space = Discrete(5, start=start)
-    action, _ = categorical(start=start).choose(torch.zeros(500, 5), streams(500), False, None)
+    action, _ = categorical(start=start).choose(torch.zeros(500, 5), streams(500), ActionRule(), None)
     assert sorted(set(action.tolist())) == list(range(start, start + 5)) and space.contains(action[0])
 
 
@@ -182,7 +203,9 @@ def test_more_than_256_actions_with_labels_as_they_are_stored(start, dtype):
     torch.testing.assert_close(head.loss(logits, stored), -Categorical(logits=logits).log_prob(torch.as_tensor(index)))
     best = tensor((logits.argmax(-1).numpy() + start).astype(dtype), torch.device("cpu"))
     assert head.hit(logits, best).all() and not head.hit(logits, stored).all()
-    action, _ = head.choose(30 * torch.nn.functional.one_hot(torch.tensor([0, 699, 300]), 700), streams(3), False, None)
+    action, _ = head.choose(
+        30 * torch.nn.functional.one_hot(torch.tensor([0, 699, 300]), 700), streams(3), ActionRule(), None
+    )
     assert (action - start).tolist() == [0, 699, 300]
 
 
@@ -190,8 +213,8 @@ def test_more_than_256_actions_with_labels_as_they_are_stored(start, dtype):
 def test_a_lane_draws_the_same_whoever_plays_beside_it(space):
     head = make_head(4, space)
     params = random(60, 6 if space is BOX else 5)
-    alone = head.choose(params[20:], LaneStreams(0, "head", lane_ids=np.arange(20, 60)), False, None)
-    together = head.choose(params, streams(60), False, None)
+    alone = head.choose(params[20:], LaneStreams(0, "head", lane_ids=np.arange(20, 60)), ActionRule(), None)
+    together = head.choose(params, streams(60), ActionRule(), None)
     for some, all_of_them in zip(alone, together, strict=True):
         np.testing.assert_array_equal(some, all_of_them[20:])
 

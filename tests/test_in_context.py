@@ -11,7 +11,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from icrl.config import ModelConfig
 from icrl.data.sampling import Window, returns_around
 from icrl.in_context import InContextAgent
-from icrl.interfaces import FamilySpec, Step, UserError
+from icrl.interfaces import ActionRule, FamilySpec, Step, UserError
 from icrl.models.policy import make_policy
 from icrl.objectives.base import step_window
 from icrl.seeding import LaneStreams
@@ -37,7 +37,7 @@ def make_agent(
             parameter.add_(
                 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
             )
-    return InContextAgent(policy, seed=1, greedy=greedy, append=append, target_return=target_return)
+    return InContextAgent(policy, seed=1, rule=ActionRule(greedy), append=append, target_return=target_return)
 
 
 class Script:

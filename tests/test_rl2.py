@@ -25,7 +25,7 @@ from agents.rl2_training import _Training, train
 from envs import make_family
 from envs.trial import TrialEnv
 from icrl.config import EvaluateConfig, RL2Config
-from icrl.interfaces import FamilySpec, Step, UserError
+from icrl.interfaces import ActionRule, FamilySpec, Step, UserError
 from icrl.rollout import rollout
 from icrl.seeding import LaneStreams
 from scripts import cli
@@ -226,7 +226,7 @@ def bare_agent(space, lanes, weights, greedy=False):
     zeros |= {"lstm_actor.weight_hh_l0": np.zeros((8, 2), np.float32)}
     zeros |= {"action_net.weight": np.zeros((len(weights["action_net.bias"]), 2), np.float32)}
     spec = FamilySpec("bare", Discrete(1), space, 5)
-    return RL2Agent(spec, RecurrentPolicy(zeros | weights), LaneStreams(0, lane_ids=lanes), greedy)
+    return RL2Agent(spec, RecurrentPolicy(zeros | weights), LaneStreams(0, lane_ids=lanes), ActionRule(greedy))
 
 
 def test_sampled_actions_have_the_probability_that_is_recorded_and_obey_masks():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icrl.interfaces import UserError
+from icrl.interfaces import ActionRule, UserError
 from icrl.seeding import LaneStreams
 
 
@@ -43,15 +43,15 @@ class CategoricalHead(nn.Module):
         return (logits.argmax(-1) == action.long() - self.start).float()
 
     def choose(
-        self, logits: Tensor, streams: LaneStreams, greedy: bool, action_mask: np.ndarray | None
+        self, logits: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions (B,) and their log-probabilities (B,) under logits (B, A); masked actions have probability 0."""
-        logits = logits.float()
+        logits = logits.float() / rule.temperature
         if action_mask is not None:
             allowed = torch.as_tensor(np.asarray(action_mask, bool), device=logits.device)
             logits = logits.masked_fill(~allowed, -math.inf)
         log_probs = F.log_softmax(logits, -1).cpu().numpy()
-        draw = log_probs.argmax(-1) if greedy else streams.choice(np.exp(log_probs))
+        draw = log_probs.argmax(-1) if rule.greedy else streams.choice(np.exp(log_probs))
         return draw + self.start, np.take_along_axis(log_probs, draw[:, None], 1)[:, 0]
 
 
@@ -80,11 +80,12 @@ class GaussianHead(nn.Module):
         return ((action.float() - mean).abs() <= 2 * log_std.exp()).all(-1).float()
 
     def choose(
-        self, params: Tensor, streams: LaneStreams, greedy: bool, action_mask: np.ndarray | None
+        self, params: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions (B, A) clipped to the space, and the log-densities (B,) of the unclipped samples."""
         mean, log_std = (part.cpu().numpy() for part in params.float().chunk(2, -1))
-        noise = np.zeros_like(mean) if greedy else streams.normal(mean.shape[1]).reshape(mean.shape)
+        log_std = log_std + 0.5 * math.log(rule.temperature)  # a density to the power 1 / temperature
+        noise = np.zeros_like(mean) if rule.greedy else streams.normal(mean.shape[1]).reshape(mean.shape)
         sample = mean + np.exp(log_std) * noise
         log_prob = (-0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         return np.clip(sample, self.low, self.high).astype(self.low.dtype), log_prob

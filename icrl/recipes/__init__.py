@@ -1,0 +1,58 @@
+"""The recipes: each a plain function that returns one nested frozen dataclass. Copy one to start your own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from icrl.config import Recipe
+from icrl.interfaces import UserError
+from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
+from icrl.recipes.control import cheetah_vel, point_robot
+from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
+from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
+from icrl.registry import import_named, nearest
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quickstart": quickstart,
+    "darkroom-dpt": darkroom_dpt,
+    "darkroom-ad": darkroom_ad,
+    "bandit-dpt": bandit_dpt,
+    "bernoulli-dpt": bernoulli_dpt,
+    "keydoor": keydoor,
+    "minigrid-empty": minigrid_empty,
+    "minigrid-doors": minigrid_doors,
+    "point-robot": point_robot,
+    "tabular": tabular,
+    "cheetah-vel": cheetah_vel,
+    "smoke": smoke,
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name in ``RECIPES``, or the user's own as ``module:function``.
+
+    Raises UserError if there is none of that name, or the function returns something else.
+    """
+    if ":" in name:
+        return _load_function(name)
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: {nearest(name, RECIPES)} (your own: module:function)")
+    return RECIPES[name]()
+
+
+def _load_function(name: str) -> Recipe:
+    module_name, _, function_name = name.partition(":")
+    function = getattr(import_named(module_name, "recipe", name), function_name, None)
+    if not callable(function):
+        raise UserError(f"recipe {name!r}: {module_name} has no function {function_name!r}")
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:  # ValueError: a built-in one that tells no signature
+        raise UserError(
+            f"recipe {name!r}: expected a function that needs no argument ({error}): give it defaults"
+        ) from None
+    recipe = function()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {name!r}: expected an icrl.config.Recipe, got {type(recipe).__name__}")
+    return recipe
