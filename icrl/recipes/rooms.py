@@ -26,9 +26,9 @@ def quickstart() -> Recipe:
             num_histories=8192,
             steps_per_history=600,
         ),
-        model=ModelConfig(window=300, num_layers=3, num_heads=1, head_width=32),
+        model=ModelConfig(window=300, width=96, num_layers=3, num_heads=1, head_width=16),
         objective=ObjectiveConfig("ad"),
-        train=TrainConfig(steps=800, batch_size=32, validate_every=400, validation_lanes=70),
+        train=TrainConfig(steps=640, batch_size=32, validate_every=320, validation_lanes=70),
         evaluations=(
             EvaluateConfig(
                 episodes=3,
