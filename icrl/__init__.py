@@ -27,7 +27,8 @@ def load(
     """The in-context agent of a run folder, with its weights frozen and its context empty.
 
     Call ``reset(number of lanes)``, then ``act(observation)`` and ``observe(step)`` in turn; ``save_context`` and ``restore_context`` keep what it
-    has learned of its tasks. A return-conditioned policy is asked for ``target_return`` per episode, by default what its recipe says. Raises UserError where the run has no checkpoint or a damaged one, or its layout cannot ``append`` so.
+    has learned of its tasks. A return-conditioned policy is asked for ``target_return`` per episode, by default what its recipe says. Actions are sampled, with
+    probabilities to the power 1 / ``temperature``, or with ``greedy`` the most probable ones. Raises UserError where the run has no checkpoint or a damaged one, or its layout cannot ``append`` so.
     """
     from icrl.checkpoint import load_policy
     from icrl.in_context import InContextAgent

@@ -89,13 +89,13 @@ class MemoryConfig:
     """Chunks that a lane's memory holds; when it is full, the oldest of those with the lowest utility goes."""
     own_past: float = 0.5
     """Objective dt: share of training windows that retrieve what their lane would have at deployment, trajectories of the same history from before
-    theirs, by return; the others search the pool."""
+    theirs, the most useful first; the others search the pool."""
     pool: int = 32_768
     """Objective dt: chunks of the dataset among which training searches, drawn at random."""
     index: Literal["exact", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = "exact"
     """How the pool is searched."""
     confidence: float = 1.0
-    """At deployment a retrieval is renewed only if the last action was less probable than this; 1: always."""
+    """At deployment a retrieval is renewed only if the last action, at the temperature of acting, was less probable than this; 1: always."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class ModelConfig:
     """Layout `step`: the window stays inside one episode; at its end the context is forgotten, and only a memory remains."""
     return_to_go: Literal["off", "total", "rate"] = "off"
     """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on. `total`: as published. `rate`: divided by the steps
-    that are left of the horizon, so that asking for much stays possible however late a reward is found."""
+    that are left of the horizon, so that asking for much stays possible however late a reward is found. Retrieved
+    chunks carry the total either way."""
     interleaved: bool = False
     """Layout `step`: tokens of their own for what was done and earned, for the return to go and for the observation, as published, instead of one
     that holds them all."""

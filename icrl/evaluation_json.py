@@ -111,7 +111,10 @@ SCHEMA: dict[str, Any] = _object(
     append=_value(
         "string", "when the agent's own transitions join its context: at each step, or at the end of their episode"
     ),
-    action_rule=_value("string", "sampled, sampled at temperature T, or greedy, for every row that has probabilities"),
+    action_rule=_value(
+        "string",
+        "sampled or greedy, for every row that has probabilities; or, for the agent and RL², sampled at temperature T",
+    ),
     root_seed=_value("integer", "root of all random streams"),
     seeds=_list({"type": "integer"}, "evaluation seeds: each repeats all roll-outs"),
     lanes=_value("integer", "lanes per seed, spread evenly over the tasks"),

@@ -152,11 +152,11 @@ class InContextAgent:
 
     @torch.no_grad()
     def action_probs(self, observation: Observation) -> Array:
-        """(B, A) the probabilities that ``act`` would draw from. Raises UserError where actions are continuous."""
+        """(B, A) the probabilities that ``act`` would draw from, at its temperature. Raises UserError where actions are continuous."""
         self._boundary.check_observation("observation", observation, self.num_lanes)
         if not isinstance(self.policy.head, CategoricalHead):
             raise UserError(f"actions in {self.policy.spec.action_space} have densities, not probabilities")
-        return torch.softmax(self._params(observation).float(), -1).cpu().numpy()
+        return torch.softmax(self._params(observation).float() / self.rule.temperature, -1).cpu().numpy()
 
     def observe(self, step: Step) -> None:
         """Append what the last action of every lane led to; see ``load_context`` for the exception.
@@ -467,7 +467,10 @@ class InContextAgent:
         return output[:, 0]
 
     def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor) -> torch.Tensor:
-        """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps."""
+        """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps.
+
+        A rate is asked for as a return too, so that tokens are made here as in training: they divide it by the steps that are left.
+        """
         if self.policy.config.return_to_go == "rate":
             horizon = self.policy.spec.horizon
             return self.target_return / horizon * (horizon - episode_step).float()

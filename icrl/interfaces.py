@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class ActionRule:
-    """How actions are taken from what a policy gives: the same for every compared agent that has probabilities."""
+    """How actions are taken from what a policy gives: the same for every compared policy."""
 
     greedy: bool = False
     """Take the most probable action (of a density: the mean) instead of sampling."""

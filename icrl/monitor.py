@@ -73,7 +73,9 @@ GLOSSARY: dict[str, Meaning] = {
         "near 1, or keys do not tell tasks apart",
     ),
     "retrieval/utility": Meaning(
-        "mean return of the episodes that the retrieved chunks are of", "return", "above that of the histories"
+        "what the episodes of the retrieved chunks and the chunks themselves earned, mean",
+        "return",
+        "rising with what memories hold",
     ),
     "retrieval/size": Meaning(
         "chunks among which a window's retrievals choose, mean", "chunks", "as many as at deployment"

@@ -109,6 +109,24 @@ def train(
     return best
 
 
+def make_sampler(
+    recipe: Recipe, store: HistoryStore, family: Family | None = None, encoder: Encoder | None = None
+) -> WindowSampler:
+    """The windows that a recipe trains on; ``family`` tells its symmetries, where they are asked for, ``encoder`` makes the keys of a memory."""
+    model, objective = recipe.model, recipe.objective
+    return WindowSampler(
+        store,
+        model.window,
+        start_fraction=objective.start_fraction,
+        keep_every=objective.keep_every,
+        anywhere=encoder is not None and not model.episodic,
+        episodic=model.episodic,
+        memory=None if encoder is None else make_history_memory(store, model, encoder, recipe.seed),
+        symmetries=symmetries_of(family) if family is not None and objective.symmetries else (),
+        seed=recipe.seed,
+    )
+
+
 class _Training:
     """The loop, and what it works with."""
 
@@ -128,17 +146,7 @@ class _Training:
         self.encoder = make_encoder(learner.spec, model.memory, run) if model.memory.k else None
         if self.encoder is not None:
             self.encoder.keep(run)
-        self.sampler = WindowSampler(
-            store,
-            model.window,
-            start_fraction=recipe.objective.start_fraction,
-            keep_every=recipe.objective.keep_every,
-            anywhere=self.encoder is not None and not model.episodic,
-            episodic=model.episodic,
-            memory=make_history_memory(store, model, self.encoder, recipe.seed) if self.encoder is not None else None,
-            symmetries=symmetries_of(family) if recipe.objective.symmetries else (),
-            seed=recipe.seed,
-        )
+        self.sampler = make_sampler(recipe, store, family, self.encoder)
 
     def go_on(self, done: Progress) -> None:
         """Train from where ``done`` says to the end."""
@@ -146,7 +154,7 @@ class _Training:
         recent = _Recent()
         began = time.perf_counter() - done.seconds
         bar = tqdm(total=config.steps, initial=done.step, desc="train", unit="step", disable=not self.progress)
-        with bar, _prefetched(self.sampler, done.step, config.steps, config.batch_size) as windows:
+        with bar, prefetched(self.sampler, done.step, config.steps, config.batch_size) as windows:
             for step in range(done.step, config.steps):
                 start = time.perf_counter()
                 window = next(windows)
@@ -298,7 +306,7 @@ class _StopRequest:
 
 
 @contextmanager
-def _prefetched(sampler: WindowSampler, start: int, stop: int, batch_size: int) -> Iterator[Iterator[Window]]:
+def prefetched(sampler: WindowSampler, start: int, stop: int, batch_size: int) -> Iterator[Iterator[Window]]:
     """Windows of steps ``start`` to ``stop``, each drawn by one background thread while the step before it trains."""
     with ThreadPoolExecutor(1) as executor:
 

@@ -55,7 +55,10 @@ def source_notes(rows: Mapping[str, SourceConfig]) -> dict[str, str]:
 
 
 def baseline_factory(source: SourceConfig, rule: ActionRule | None = None) -> AgentFactory:
-    """A source as an agent; ``rule``, if given, is the action rule of one that has probabilities."""
+    """A source as an agent; ``rule``, if given, is the action rule of one that has probabilities, its temperature where it is not 1."""
     fields = {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
-    given = {} if rule is None else {name: value for name, value in dataclasses.asdict(rule).items() if name in fields}
-    return make_source(source.name, **{**source.options, **given}).make
+    told = {} if rule is None else {"greedy": rule.greedy}
+    if rule is not None and rule.temperature != 1:
+        told["temperature"] = rule.temperature
+    options = source.options | {name: value for name, value in told.items() if name in fields}
+    return make_source(source.name, **options).make

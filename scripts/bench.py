@@ -6,20 +6,15 @@ Everything is warmed up once and repeated; the table shows the median and the be
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from agents.collect import collect
 from envs import FAMILIES, family_class, make_family
@@ -29,13 +24,14 @@ from icrl.data.sampling import WindowSampler
 from icrl.data.store import HistoryStore
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
+from scripts.bench_memory import memory_figures
 from scripts.common import MachineOptions, check_output_file, device_of, run_command
+from scripts.measure import Figure, peak_memory, rate_of, table
 from scripts.options import parse
 
 STEPPING_LANES, ROLLOUT_LANES = 1024, 64
 COLLECTED = 8192  # histories of some hundred steps: long enough for the start of two processes not to matter
 PPO_STEPS = 20_000
-KEYS, STEPS_OF_KEYS, QUERIES, NEAREST = 1_000_000, 600, 128, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,31 +42,6 @@ class Options(MachineOptions):
     """Write the figures to this file, too."""
     repeats: int = 5
     """Timed repeats of each measurement, after a warm-up."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    unit: str
-    median: float
-    best: float
-    repeats: int
-    bar: float | None = None  # what the project asks of it, on two cores
-    at_most: bool = False  # the bar is an upper one
-
-
-def rate_of(work: Callable[[], float], repeats: int, warmups: int = 1) -> tuple[float, float]:
-    """Median and best of work per second; ``work`` returns how much it did."""
-    for _ in range(warmups):
-        work()
-    rates = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        done = work()
-        rates.append(done / (time.perf_counter() - start))
-    return statistics.median(rates), max(rates)
 
 
 def stepping(repeats: int) -> Figure:
@@ -226,98 +197,8 @@ def _re_encoding(policy: Any, window: int, horizon: int, device: str, repeats: i
     return rate_of(work, repeats)[0]
 
 
-def searching(recipe: Recipe, folder: Path, repeats: int) -> list[Figure]:
-    """Nearest keys among a million of real histories: exact, and by an approximate index of FAISS, whose recall counts ties as hits."""
-    from icrl.config import MemoryConfig
-    from icrl.memory.encoders import make_encoder
-    from icrl.memory.index import ExactIndex, FaissIndex
-    from icrl.memory.training import LifeMemory
-
-    memory = MemoryConfig(k=1)
-    config = dataclasses.replace(
-        recipe.collect,
-        num_histories=-(-KEYS * memory.chunk // STEPS_OF_KEYS),
-        steps_per_history=STEPS_OF_KEYS,
-        workers=2,
-    )
-    store = collect(dataclasses.replace(recipe, collect=config), folder / "keys", progress=False)
-    keys = LifeMemory(store, memory, make_encoder(store.spec, memory)).keys[:KEYS]
-    queries = keys[np.random.default_rng(0).choice(len(keys), QUERIES, replace=False)]
-    exact = ExactIndex(keys)
-    start = time.perf_counter()
-    before = anonymous_memory()
-    near = FaissIndex(keys, "faiss-ivf")
-    built, held = time.perf_counter() - start, anonymous_memory() - before
-    slow, fast = (rate_of(lambda i=index: _asked(i, queries), repeats) for index in (exact, near))
-    cosine, found = exact.search(queries, NEAREST)[0], near.search(queries, NEAREST)[0]
-    recall = float((found >= cosine[:, -1:] - 1e-6).mean())
-    title = f"nearest {NEAREST} of {len(keys):,} keys, {QUERIES} queries"
-    return [
-        Figure(f"{title}: exact", "queries/s", *slow, repeats),
-        Figure("  approximate (faiss-ivf) over exact", "x", fast[0] / slow[0], fast[1] / slow[1], repeats, 10),
-        Figure("  its recall, ties counted as hits", "", recall, recall, 1, 0.95),
-        Figure("  time to build it", "s", built, built, 1),
-        Figure("  memory that it takes", "GB", held / 1e9, held / 1e9, 1),
-    ]
-
-
-def _asked(index: Any, queries: Any) -> float:
-    index.search(queries, NEAREST)
-    return len(queries)
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Watches the anonymous memory (bytes) of this process and its children; the list holds the peak afterwards."""
-    peak, stop = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.05):
-            peak[0] = max(peak[0], anonymous_memory())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def anonymous_memory() -> float:
-    """Bytes of the process tree now; mapped files do not count."""
-    total = 0.0
-    process = psutil.Process()
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            info = one.memory_info()
-        except psutil.Error:
-            continue  # it ended meanwhile
-        total += info.rss - getattr(info, "shared", 0)
-    return total
-
-
 def _announce(what: str) -> None:
     print(f"measuring {what} ...", file=sys.stderr, flush=True)
-
-
-def table(figures: list[Figure]) -> str:
-    """The figures with their bars, as text."""
-    width = max(len(figure.name) for figure in figures)
-    text = [f"{'':<{width}}  {'median':>12} {'best':>12}  {'bar':>12}"]
-    for f in figures:
-        bar, verdict = "", ""
-        if f.bar is not None:
-            bar = f"{'≤' if f.at_most else '≥'} {_number(f.bar)}"
-            verdict = "reached" if (f.median <= f.bar if f.at_most else f.median >= f.bar) else "missed"
-        text.append(
-            f"{f.name:<{width}}  {_number(f.median):>12} {_number(f.best):>12}  {bar:>12}  {f.unit} {verdict}".rstrip()
-        )
-    return "\n".join(text)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def command(argv: list[str]) -> None:
@@ -337,12 +218,12 @@ def command(argv: list[str]) -> None:
         _announce("collection by PPO")
         figures.append(ppo_collection(recipe, Path(temporary)))
         store = HistoryStore.open(Path(temporary) / "data-0", verify=False)
-        _announce("searching a memory")
-        figures += searching(recipe, Path(temporary), options.repeats)
         _announce("training")
         figures += training(recipe, store, device, options.repeats)
         _announce("acting")
         figures += acting(recipe, device, options.repeats)
+        _announce("remembering")
+        figures += memory_figures(load_recipe("radt"), Path(temporary), device, options.repeats)
     figures.append(
         Figure("peak anonymous memory of the process tree", "GB", peak[0] / 1e9, peak[0] / 1e9, 1, 2.0, True)
     )

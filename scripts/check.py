@@ -300,5 +300,7 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
         family.count_states(evaluation.posterior_pulls)  # type: ignore[attr-defined]  # refuses too many
     if evaluation.posterior_pulls > recipe.model.window - (recipe.model.layout == "step"):
         yield f"{prefix}posterior-pulls {evaluation.posterior_pulls} does not fit the window of {recipe.model.window}"
+    if not 0 < evaluation.temperature < float("inf"):
+        yield f"{prefix}temperature {evaluation.temperature}: expected a positive number (--greedy takes the most probable action)"
     if len(set(evaluation.baselines)) < len(evaluation.baselines):
         yield f"{prefix}baselines {' '.join(evaluation.baselines)}: each baseline once"

@@ -113,10 +113,8 @@ def command(argv: list[str]) -> None:
 
 def remade_by(name: str, options: Options) -> str:
     """The command that makes these weights again, wherever its folders are."""
-    default, told = (
-        Options(),
-        ("steps", "width", "learning_rate", "updates_per_step", "checkpoint_every", "seed", "threads"),
-    )
+    default = Options()
+    told = ("steps", "width", "learning_rate", "updates_per_step", "checkpoint_every", "seed", "threads")
     given = {key: getattr(options, key) for key in told}
     words = [
         f"--{key.replace('_', '-')} {value}"

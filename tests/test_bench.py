@@ -7,7 +7,8 @@ import math
 import pytest
 
 from icrl import recipes
-from scripts import bench
+from icrl.config import MemoryConfig
+from scripts import bench, bench_memory, measure
 
 
 def tiny():
@@ -16,17 +17,25 @@ def tiny():
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, width=16, num_layers=1))
 
 
+def tiny_memory():
+    """The same with a memory of its own past."""
+    recipe = tiny()
+    memory = MemoryConfig(k=1, chunk=5, every=5, candidates=5)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, memory=memory))
+
+
 def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "load_recipe", lambda name: tiny())
+    monkeypatch.setattr(bench, "load_recipe", lambda name: tiny_memory() if name == "radt" else tiny())
     monkeypatch.setattr(bench, "STEPPING_LANES", 8)
     monkeypatch.setattr(bench, "COLLECTED", 64)
     monkeypatch.setattr(bench, "PPO_STEPS", 64)
-    monkeypatch.setattr(bench, "KEYS", 2000)
+    for name, small in {"KEYS": 2000, "LANES": 2, "EPISODES": 3, "HISTORIES": 4, "TRAINING_STEPS": 2}.items():
+        monkeypatch.setattr(bench_memory, name, small)
     monkeypatch.setattr(bench, "FAMILIES", {"darkroom": "", "half_cheetah_vel": "", "point_robot": ""})
     monkeypatch.setattr("icrl.throughput.matrix_rate", lambda device: 1e9)
     assert bench.main(["--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
     written = json.loads((tmp_path / "bench.json").read_text())
-    figures = [bench.Figure(**figure) for figure in written["figures"]]
+    figures = [measure.Figure(**figure) for figure in written["figures"]]
     assert all(math.isfinite(f.median) and min(f.median, f.best) > 0 for f in figures)
     asked = [f.name.strip() if "uniform" in f.name else f.name.split(",")[0] for f in figures if f.bar is not None]
     assert asked == [
@@ -35,11 +44,14 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
         "collection of uniform actions, darkroom",
         "collection of uniform actions, point_robot",
         "PPO histories of 8 tasks",
-        "  approximate (faiss-ivf) over exact",
-        "  its recall",
         "training",
         "cached roll-out",
         "cached roll-out over re-encoding the window",
+        "  approximate (faiss-ivf) over exact",
+        "  its recall",
+        "roll-out with retrieval at every step",
+        "  its episode 3 over its second",
+        "optimiser step with a memory over without",
         "peak anonymous memory of the process tree",
     ]
     printed = capsys.readouterr().out
@@ -50,11 +62,11 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
     "at_most, median, verdict", [(False, 3.0, "reached"), (False, 1.0, "missed"), (True, 1.0, "reached")]
 )
 def test_a_figure_is_judged_by_its_bar(at_most, median, verdict):
-    line = bench.table([bench.Figure("speed", "m/s", median, median, 1, 2.0, at_most)]).splitlines()[1]
+    line = measure.table([measure.Figure("speed", "m/s", median, median, 1, 2.0, at_most)]).splitlines()[1]
     assert line.startswith("speed ") and line.endswith(f"m/s {verdict}")
 
 
 def test_a_rate_is_work_over_time(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 15.0, 20.0, 30.0])
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
-    assert bench.rate_of(lambda: 10.0, repeats=3) == (2.0, 5.0)  # 5, 2 and 1 per second
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert measure.rate_of(lambda: 10.0, repeats=3) == (2.0, 5.0)  # 5, 2 and 1 per second

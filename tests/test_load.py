@@ -123,10 +123,10 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 
 @every_layout
-@pytest.mark.parametrize("num_steps", [0, 3])
-def test_action_probs_are_those_that_act_draws_from(runs, layout, num_steps):
+@pytest.mark.parametrize("num_steps, temperature", [(0, 1.0), (3, 1.0), (3, 3.0)])
+def test_action_probs_are_those_that_act_draws_from(runs, layout, num_steps, temperature):
     lanes = 5000
-    agent, asked = icrl.load(runs[layout]), icrl.load(runs[layout])
+    agent, asked = (icrl.load(runs[layout], temperature=temperature) for _ in range(2))
     for one in (agent, asked):
         one.reset(lanes)
         for t in range(num_steps):

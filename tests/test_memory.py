@@ -19,6 +19,7 @@ from icrl.interfaces import FamilySpec, Step, UserError
 from icrl.memory.encoders import Past, Projection, keys_of, make_encoder
 from icrl.memory.index import nearest
 from icrl.memory.lanes import LaneMemory
+from icrl.memory.lives import Life, RunHashes
 from icrl.memory.selection import Candidates, select
 from icrl.memory.training import LifeMemory, TrajectoryMemory
 
@@ -300,6 +301,52 @@ def test_a_trajectory_that_goes_on_as_the_window_does_is_not_retrieved(tmp_path)
     assert checked > 20
 
 
+def test_a_chunk_that_ends_with_the_beginning_of_what_follows_is_barred_too(tmp_path):
+    """The twin again, asked at every step: wherever its chunks are cut, none holds half of the next steps or more at its end."""
+    one = lives(num=1, episodes=6)[0]
+    observation = one.observation.copy()
+    observation[0] = (observation[0] + 1) % 6
+    store = store_of(tmp_path, [one, replace(one, observation=observation)])
+    config = replace(CONFIG, k=3, candidates=40, utility=0.0, twin=2.0, own_past=0.0)
+    window = windows_at(store, [one], 4, episodic=True)
+    retrieved = TrajectoryMemory(store, config, ENCODER, 0).retrieve(window, np.random.default_rng(0)).retrieved
+    assert retrieved is not None
+    steps, span, checked = np.column_stack([one.observation, one.action]), 2 * CHUNK, 0
+    for b in range(1, one.num_transitions):
+        end = own_episode(one, b)[1]
+        told = min(CHUNK // 2, end - b)
+        for chunk in range(3):
+            rows = slice(chunk * span, (chunk + 1) * span)
+            if retrieved.valid[b, 0, rows].all():
+                tail = np.column_stack([retrieved.observation[b, 0, rows], retrieved.action[b, 0, rows]])[-told:]
+                assert not np.array_equal(tail, steps[b : b + told])
+                checked += 1
+    assert checked > 20
+
+
+def test_run_hashes_tell_equal_runs_from_others_wherever_they_begin(tmp_path):
+    rng = np.random.default_rng(0)
+    histories = [
+        replace(h, observation=rng.integers(2, size=h.observation.shape), action=rng.integers(2, size=h.action.shape))
+        for h in lives(num=3)
+    ]
+    store = store_of(tmp_path, histories)
+    hashes = RunHashes([Life(store, number) for number in range(3)])
+    steps = [np.column_stack([h.observation, h.action]) for h in histories]
+    equal = 0
+    for _ in range(3000):
+        length = int(rng.integers(5))
+        one, other = ((h := int(rng.integers(3)), int(rng.integers(len(steps[h]) - length + 1))) for _ in range(2))
+        runs = [steps[h][start : start + length] for h, start in (one, other)]
+        same = np.array_equal(*runs)
+        found = hashes.equal(*((np.array([h]), np.array([start])) for h, start in (one, other)), np.array([length]))
+        assert bool(found[0]) is same
+        constant = hashes.constant(*(np.array([part]) for part in one), np.array([length]))
+        assert bool(constant[0]) is bool((runs[0] == runs[0][:1]).all())
+        equal += same and length > 1
+    assert equal > 20
+
+
 def test_return_to_go_of_retrieved_steps_is_that_of_their_episode(tmp_path):
     histories = lives()
     store = store_of(tmp_path, histories)
@@ -420,11 +467,9 @@ def test_only_chunks_that_ended_by_the_limit_are_found():
 def test_a_full_memory_lets_the_least_useful_go_of_equals_the_oldest():
     memory = LaneMemory(1, replace(CONFIG, capacity=3), ENCODER)
     history = lives(num=1, episodes=1)[0]
-    steps, rewards = 6 * CHUNK, np.repeat([0, 5, 0, 0, 7, 0], CHUNK)
+    steps, rewards = 6 * CHUNK, np.repeat([5, 0, 0, 0, 0, 0], CHUNK)
     for t in range(steps):
-        ended = np.array(
-            [t % CHUNK == CHUNK - 1]
-        )  # an episode is a segment: a chunk's utility is that of its second one
+        ended = np.array([t % CHUNK == CHUNK - 1])  # an episode is a segment
         step = Step(
             history.observation[:1], np.zeros(1, int), rewards[t : t + 1], ended, ended & False, history.observation[:1]
         )
@@ -436,12 +481,16 @@ def test_a_full_memory_lets_the_least_useful_go_of_equals_the_oldest():
 def test_utility_is_what_a_chunk_and_its_episode_have_earned_and_all_of_it_once_it_is_over():
     memory, lane = LaneMemory(1, CONFIG, ENCODER), np.zeros(1, int)
     observation = np.zeros((1, 2), int)
-    steps = 3 * CHUNK
-    for t in range(steps + 5):
-        ended = np.array([t == steps - 1])
-        memory.add(Step(observation, np.zeros(1, int), np.ones(1), ended, ended & False, observation))
-    by = memory.utility(lane, np.arange(2 * CHUNK, steps + 6)[None])[0, :, 0]
-    assert by.tolist() == [2 * CHUNK + min(t, steps) for t in range(2 * CHUNK, steps + 6)]  # whenever it is asked again
+    rewards = np.arange(3 * CHUNK + 5.0) ** 2
+    over = 3 * CHUNK
+    for t, reward in enumerate(rewards):
+        ended = np.array([t == over - 1])
+        memory.add(Step(observation, np.zeros(1, int), np.array([reward]), ended, ended & False, observation))
+    asked = np.arange(2 * CHUNK, len(rewards) + 1)
+    for chunk in (0, 1):  # whenever it is asked again
+        own = rewards[chunk * CHUNK : (chunk + 2) * CHUNK].sum()
+        by = memory.utility(lane, asked[None])[0, :, chunk]
+        assert by.tolist() == [own + rewards[: min(t, over)].sum() for t in asked]
 
 
 # encoders

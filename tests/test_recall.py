@@ -32,13 +32,14 @@ KINDS = {
     "life, every step": {"memory": replace(MEMORY, every=1)},
     "episodic": EPISODIC,
     "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
+    "rate": {**EPISODIC, "return_to_go": "rate"},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
 def agent_of(options, window=10) -> Any:
-    target: Any = 3.0 if "return_to_go" in options else None
+    target: Any = 0.3 * HORIZON if "return_to_go" in options else None
     agent: InContextAgent = make_agent(window=window, target_return=target, **options)
     agent.policy.spec = replace(agent.policy.spec, horizon=HORIZON)
     return agent
@@ -67,12 +68,11 @@ def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
             steps = agent.context.columns["episode_step"][lane, : n - 1] if n > 1 else np.zeros(0, int)
             earned = agent.context.columns["episode_return"][lane, : n - 1] if n > 1 else np.zeros(0)
             earned = np.append(earned, agent.context.episode_return[lane])[None].astype(np.float32)
-            window = replace(
-                window,
-                episode_step=np.append(steps, agent.context.episode_step[lane])[None],
-                episode_return=earned,
-                return_to_go=agent.target_return - earned,
-            )
+            steps = np.append(steps, agent.context.episode_step[lane])[None]
+            asked = agent.target_return - earned
+            if options.get("return_to_go") == "rate":  # 0.3 of each step left
+                asked = (0.3 * (HORIZON - steps)).astype(np.float32)
+            window = replace(window, episode_step=steps, episode_return=earned, return_to_go=asked)
             retrieved = retrieved_for(agent, lane, -(-n // agent.policy.config.memory.every))
             expected = step_window(agent.policy, replace(window, retrieved=retrieved))[0, -1]
             torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)

@@ -218,7 +218,7 @@ def test_looking_twice_is_looking_once_and_given_contexts_are_read(bandit_run):
     np.testing.assert_array_equal(states[0], states[2])
 
 
-def bare_agent(space, lanes, weights, greedy=False):
+def bare_agent(space, lanes, weights, **rule):
     """An untrained policy of width 2 whose output is its head's bias."""
     size = 3 + (space.n if isinstance(space, Discrete) else space.shape[0])
     zeros = {f"lstm_actor.{kind}_{part}_l0": np.zeros(8, np.float32) for kind in ("bias",) for part in ("ih", "hh")}
@@ -226,7 +226,7 @@ def bare_agent(space, lanes, weights, greedy=False):
     zeros |= {"lstm_actor.weight_hh_l0": np.zeros((8, 2), np.float32)}
     zeros |= {"action_net.weight": np.zeros((len(weights["action_net.bias"]), 2), np.float32)}
     spec = FamilySpec("bare", Discrete(1), space, 5)
-    return RL2Agent(spec, RecurrentPolicy(zeros | weights), LaneStreams(0, lane_ids=lanes), ActionRule(greedy))
+    return RL2Agent(spec, RecurrentPolicy(zeros | weights), LaneStreams(0, lane_ids=lanes), ActionRule(**rule))
 
 
 def test_sampled_actions_have_the_probability_that_is_recorded_and_obey_masks():
@@ -240,6 +240,8 @@ def test_sampled_actions_have_the_probability_that_is_recorded_and_obey_masks():
     mask = np.tile([True, False, True], (20_000, 1))
     decision = agent.act(seen, mask)
     assert set(decision.action) == {4, 6} and (decision.action == 4).mean() == pytest.approx(0.25, abs=0.02)
+    squared = bare_agent(Discrete(3, start=4), 20_000, {"action_net.bias": bias}, temperature=0.5).act(seen)
+    assert (squared.action == 4).mean() == pytest.approx(0.01 / 0.46, abs=0.01)
     greedy = bare_agent(Discrete(3, start=4), 2, {"action_net.bias": bias}, greedy=True)
     assert greedy.act(seen[:2]).action.tolist() == [5, 5] and greedy.act(seen[:2], mask[:2]).action.tolist() == [6, 6]
 
@@ -252,6 +254,8 @@ def test_continuous_actions_are_scaled_and_clipped_with_the_density_of_the_sampl
     many = bare_agent(space, 20_000, weights).act(np.zeros(20_000, int))
     assert all(space.contains(action) for action in many.action[:100])
     assert many.action[:, 0].std() == pytest.approx(0.1, rel=0.05)
+    sharp = bare_agent(space, 20_000, weights, temperature=0.25).act(np.zeros(20_000, int))
+    assert sharp.action[:, 0].std() == pytest.approx(0.05, rel=0.05)
     entropy = np.log(0.1 * 0.4) + np.log(2 * np.pi * np.e)
     assert -np.mean(many.behaviour_log_prob) == pytest.approx(entropy, abs=0.02)  # type: ignore[arg-type]
 

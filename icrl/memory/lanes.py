@@ -106,7 +106,7 @@ class LaneMemory:
     def search(self, lanes: Array, parts: Array, limits: Array, as_of: Array) -> Array:
         """The numbers (n, Q, k) of the chunks that Q queries ``parts`` (n, Q, P, E) of some lanes bring, -1 where there are fewer.
 
-        Only chunks that ended by step ``limits`` (n,) of the life count, with what their episodes had earned by steps ``as_of`` (n, Q).
+        Only chunks that ended by step ``limits`` (n,) of the life count, with the utility that they had by steps ``as_of`` (n, Q).
         """
         lanes, config = self._owners(lanes), self.config
         most = int(self.count[lanes].max(initial=0))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from icrl.data.schema import History, flatten
+from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, map_observation
 from icrl.memory.encoders import Past
 
@@ -15,28 +16,33 @@ BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Life:
-    """A history, and what sums along it."""
+    """A history, read from its files whenever it is asked for, and what sums along it: 8 bytes per step are kept."""
 
-    def __init__(self, history: History):
-        self.history = history
-        self.ended = history.terminated | history.truncated  # (n,)
+    def __init__(self, store: HistoryStore, number: int):
+        self._store, self._number = store, number
+        history = self.history
+        self.episode_offset = history.episode_offset  # (E + 1,)
         self.lived = np.concatenate(
             [[0.0], np.cumsum(history.reward, dtype=np.float64)]
         )  # (n + 1,) earned before each step
 
+    @property
+    def history(self) -> History:
+        return self._store.history(self._number)
+
     def __len__(self) -> int:
-        return len(self.history.reward)
+        return len(self.lived) - 1
 
     def begin(self, steps: Array) -> Array:
         """(...) where the episodes of some steps (...) begin."""
-        return self.history.episode_offset[self._episode(steps)]
+        return self.episode_offset[self._episode(steps)]
 
     def end(self, steps: Array) -> Array:
         """(...) the step behind the episodes of some steps (...); behind the history its end."""
-        return self.history.episode_offset[self._episode(steps) + 1]
+        return self.episode_offset[self._episode(steps) + 1]
 
     def _episode(self, steps: Array) -> Array:
-        return np.searchsorted(self.history.episode_offset, np.minimum(steps, len(self) - 1), side="right") - 1
+        return np.searchsorted(self.episode_offset, np.minimum(steps, len(self) - 1), side="right") - 1
 
     def utility(self, chunk: int, num: int, as_of: Array) -> Array:
         """(R, num) utility of the first ``num`` chunks by steps ``as_of`` (R,) of the life, as in ``LaneMemory.utility``; anything behind the last."""
@@ -48,22 +54,19 @@ class Life:
     def past(self, steps: Array) -> Past:
         """Some steps (..., P); those outside the history are not valid."""
         there = (steps >= 0) & (steps < len(self))
-        rows = np.clip(steps, 0, len(self) - 1)
-        observation = map_observation(lambda column: column[rows], self.history.observation)
-        return Past(observation, self.history.action[rows], self.history.reward[rows], self.ended[rows], there)
+        rows, history = np.clip(steps, 0, len(self) - 1), self.history
+        observation = map_observation(lambda column: column[rows], history.observation)
+        ended = history.terminated[rows] | history.truncated[rows]
+        return Past(observation, history.action[rows], history.reward[rows], ended, there)
 
     def around(self, cut: int, chunk: int) -> tuple:
         """(observation, action, reward, ended, return to go) of the steps around a cut, (2 C, ...) each; of any others, where ``cut`` is -1."""
         rows = slice(0, 2 * chunk) if cut < 0 else slice(cut - chunk, cut + chunk)
-        observation = map_observation(lambda column: column[rows], self.history.observation)
+        history = self.history
+        observation = map_observation(lambda column: column[rows], history.observation)
+        ended = history.terminated[rows] | history.truncated[rows]
         to_go = self.lived[self.end(np.arange(rows.start, rows.stop))] - self.lived[rows]
-        return (
-            observation,
-            self.history.action[rows],
-            self.history.reward[rows],
-            self.ended[rows],
-            to_go.astype(np.float32),
-        )
+        return observation, history.action[rows], history.reward[rows], ended, to_go.astype(np.float32)
 
 
 class RunHashes:
@@ -76,8 +79,11 @@ class RunHashes:
         lengths = [len(life) for life in lives]
         self._first = np.cumsum([0, *lengths])  # (H + 1,)
         self._powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(max(lengths), BASE)]), dtype=np.uint64)
-        terms = [_fingerprints(life.history) * self._powers[: len(life)] for life in lives]
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(np.concatenate(terms), dtype=np.uint64)])
+        self._sums = np.zeros(self._first[-1] + 1, np.uint64)
+        for life, begin in zip(lives, self._first.tolist(), strict=False):
+            rows = slice(begin + 1, begin + 1 + len(life))
+            self._sums[rows] = _fingerprints(life.history) * self._powers[: len(life)]
+        np.cumsum(self._sums, out=self._sums)
 
     def _sum(self, history: Array, start: Array, length: Array) -> Array:
         row = self._first[history] + start
@@ -94,9 +100,10 @@ class RunHashes:
 
 
 def _fingerprints(history: History) -> Array:
-    """(n,) uint64: a number for observation and action of each step; continuous ones count as equal within 1e-5."""
+    """(n,) uint64: a number for observation and action of each step, the same for equal ones (continuous ones after rounding to 1e-5)."""
+    rng = np.random.default_rng(0)
     total = np.zeros(len(history.reward))
-    for n, column in enumerate((history.action, *flatten("observation", history.observation).values())):
+    for column in (history.action, *flatten("observation", history.observation).values()):
         part = np.asarray(column, np.float64).reshape(len(total), -1)
-        total += np.sqrt(3.0 + 7 * n) * (part @ np.sqrt(2.0 + np.arange(part.shape[1])))  # roots: sums hardly coincide
+        total += part @ rng.normal(size=part.shape[1])  # random weights: sums of different steps hardly coincide
     return np.round(1e5 * total).astype(np.int64).astype(np.uint64)

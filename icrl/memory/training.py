@@ -33,7 +33,7 @@ SPARE = 16
 
 def make_history_memory(store: HistoryStore, model: ModelConfig, encoder: Encoder, seed: int) -> LifeMemory:
     """The memory that a policy of ``model`` is trained with."""
-    if model.conditioned and model.memory.own_past < 1:
+    if model.conditioned:
         return TrajectoryMemory(store, model.memory, encoder, seed)
     return LifeMemory(store, model.memory, encoder, model.episodic)
 
@@ -47,7 +47,7 @@ class LifeMemory:
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, episodic: bool = False):
         self.store, self.config, self.encoder, self.episodic = store, config, encoder, episodic
-        self.lives = [Life(store.history(h)) for h in range(store.num_histories)]
+        self.lives = [Life(store, number) for number in range(store.num_histories)]
         shortest = min(map(len, self.lives))
         if shortest < 2 * config.chunk:
             raise UserError(
@@ -150,7 +150,7 @@ class TrajectoryMemory(LifeMemory):
         if len(history) > config.pool:
             kept = np.sort(generator(seed, "memory pool").choice(len(history), config.pool, replace=False))
             history, number, utility = history[kept], number[kept], utility[kept]
-        self.history, self.cut, self.utility = history, (number + 1) * config.chunk, utility  # (P,) each
+        self.owner, self.cut, self.utility = history, (number + 1) * config.chunk, utility  # (P,) each
         segment = self.first[history] + number
         self.pool_keys, self.pool_futures = self.keys[segment], self.keys[segment + 1]
         self.runs = RunHashes(self.lives)
@@ -169,11 +169,11 @@ class TrajectoryMemory(LifeMemory):
         found = self._pool_search(window, asks, parts, ~(own | emptied))
         there, choose = found >= 0, own[:, None, None]
         cuts = np.where(choose, cuts, np.where(there, self.cut[found], -1))
-        owner = np.where(choose, window.history[:, None, None], self.history[found])
+        owner = np.where(choose, window.history[:, None, None], self.owner[found])
         utility = np.where(choose, utility, self.utility[found])
-        went = _went(cuts, utility, float(np.where(own, held, len(self.history)).mean()), started)
+        went = _went(cuts, utility, float(np.where(own, held, len(self.owner)).mean()), started)
         if there.any():
-            same = self.store.task[self.history[found]] == window.task[:, None, None]
+            same = self.store.task[self.owner[found]] == window.task[:, None, None]
             went["same_task"] = float(same[there].mean())
         if not (cuts >= 0).any():
             return replace(window, retrieval=went)
@@ -192,7 +192,7 @@ class TrajectoryMemory(LifeMemory):
         barred = (ids < 0) | self._own(history, begin, ids) | self._same_future(history, step, ids)
         order = np.argsort(np.where(barred, np.inf, -relevance), 1, kind="stable")[:, : self.config.candidates]
         relevance, ids, barred = (np.take_along_axis(a, order, 1) for a in (relevance, ids, barred))
-        same_task = self.store.task[self.history[ids]] == window.task[rows, None]
+        same_task = self.store.task[self.owner[ids]] == window.task[rows, None]
         candidates = Candidates(
             np.where(barred, -np.inf, relevance), same_task.astype(float), self.pool_keys[ids], self.pool_futures[ids]
         )
@@ -204,25 +204,27 @@ class TrajectoryMemory(LifeMemory):
         """(n, l) whether a candidate holds steps of the episode that begins at steps ``begin`` (n,) of a history (n,)."""
         end = np.array([self.lives[h].end(b) for h, b in zip(history.tolist(), begin, strict=True)])
         cut = self.cut[ids]
-        mine = self.history[ids] == history[:, None]
+        mine = self.owner[ids] == history[:, None]
         return mine & (cut + self.config.chunk > begin[:, None]) & (cut - self.config.chunk < end[:, None])
 
     def _same_future(self, history: Array, step: Array, ids: Array) -> Array:
-        """(n, l) whether a candidate holds, anywhere, the next ``chunk`` steps of the episode at a step (n,) of a history (n,), in their order.
+        """(n, l) whether a candidate tells how the episode goes on at a step (n,) of a history (n,).
 
-        Steps that repeat one step, as those of a policy that has arrived and stays, are no secret and bar nothing.
+        It does if it holds, anywhere, the next ``chunk`` steps in their order, or ends with at least half of them. Steps that repeat one step, as those of a
+        policy that has arrived and stays, are no secret and bar nothing.
         """
         chunk = self.config.chunk
         end = np.array([self.lives[h].end(s) for h, s in zip(history.tolist(), step, strict=True)])
         length = np.minimum(end - step, chunk)  # (n,)
-        telling = (length == 1) | ~self.runs.constant(history, step, length)
         barred = np.zeros(ids.shape, bool)
         for shift in range(2 * chunk):
-            fits = telling & (shift + length <= 2 * chunk)
-            if fits.any():
-                other = self.history[ids[fits]], self.cut[ids[fits]] - chunk + shift
-                mine = history[fits, None], step[fits, None]
-                barred[fits] |= self.runs.equal(mine, other, length[fits, None])
+            run = np.minimum(length, 2 * chunk - shift)  # (n,) steps that the chunk's rest can hold of them
+            telling = (length == 1) | ~self.runs.constant(history, step, run)
+            rows = np.flatnonzero(telling & (run >= np.minimum(length, -(-chunk // 2))))
+            if len(rows):
+                other = self.owner[ids[rows]], self.cut[ids[rows]] - chunk + shift
+                mine = history[rows, None], step[rows, None]
+                barred[rows] |= self.runs.equal(mine, other, run[rows, None])
         return barred
 
 

@@ -35,9 +35,7 @@ class Previous(NamedTuple):
     observation: Observation  # what the step started from; read only with `config.previous_observation`
     final_observation: Observation  # the step's next observation; read only where `ended`
     episode_return: Tensor  # float32: rewards of the running episode so far, 0 where it begins; read only with `config.episode_return`
-    return_to_go: (
-        Tensor  # float32: what the running episode is still to earn, this step included; read only where it is an input
-    )
+    return_to_go: Tensor  # float32: what the running episode is still to earn, this step included; where it is an input
 
 
 class ActionRewardEmbedding(nn.Module):

@@ -9,6 +9,7 @@ from icrl.config import Recipe
 from icrl.interfaces import UserError
 from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
 from icrl.recipes.control import cheetah_vel, point_robot
+from icrl.recipes.memory import radt, radt_ad, radt_dpt, radt_dt
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
 from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
 from icrl.registry import import_named, nearest
@@ -25,6 +26,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "point-robot": point_robot,
     "tabular": tabular,
     "cheetah-vel": cheetah_vel,
+    "radt": radt,
+    "radt-ad": radt_ad,
+    "radt-dpt": radt_dpt,
+    "radt-dt": radt_dt,
     "smoke": smoke,
 }
 

@@ -27,7 +27,13 @@ def memory_blocks(row: Row, name: str) -> list[Block]:
     chosen = mine[np.unique(np.linspace(0, len(mine) - 1, SHOWN).astype(int))]
     blocks: list[Block] = [
         Table(
-            ("step of its life", "episode", "chunks around step", "return of their episodes", "attention on them"),
+            (
+                "step of its life",
+                "episode",
+                "chunks around step",
+                "utility: their episodes' return and their own",
+                "attention on them",
+            ),
             tuple(_line(arrays, n) for n in chosen),
             f"Retrievals of lane {lane + 1}. The attention is that of the first token that a retrieval serves, mean over layers and heads; the rest goes "
             "to a token that holds nothing.",

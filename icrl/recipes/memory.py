@@ -1,0 +1,72 @@
+"""RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them.
+
+All four read the same data and take actions by the same rule. Half a room of steps is all that RA-DT and DT see at once; AD and DPT see three episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from icrl.config import (
+    CollectConfig,
+    EvaluateConfig,
+    FamilyConfig,
+    MemoryConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Recipe,
+    SourceConfig,
+    TrainConfig,
+)
+from icrl.recipes.description import first_line
+
+
+def radt() -> Recipe:
+    """RA-DT in the 10×10 Dark Room: a context of 50 steps, and a memory of all that was lived before."""
+    memory = MemoryConfig(k=2, utility=5.0, own_past=0.7, pool=8192)
+    model = ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True, memory=memory)
+    return _in_dark_room(radt, model, _CONDITIONED)
+
+
+def radt_dt() -> Recipe:
+    """RA-DT's Dark Room without its memory: a Decision Transformer that never learns of its task."""
+    return _in_dark_room(
+        radt_dt, ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True), _CONDITIONED
+    )
+
+
+def radt_ad() -> Recipe:
+    """Algorithm Distillation in RA-DT's Dark Room: no memory, a context of three episodes."""
+    return _in_dark_room(radt_ad, ModelConfig(window=300, num_layers=3), ObjectiveConfig("ad"))
+
+
+def radt_dpt() -> Recipe:
+    """DPT in RA-DT's Dark Room: no memory, a context of three episodes, optimal actions as labels (privileged data)."""
+    return _in_dark_room(radt_dpt, ModelConfig(window=300, num_layers=3), ObjectiveConfig("dpt"))
+
+
+_CONDITIONED = ObjectiveConfig("dt", target_return=95.0, start_fraction=0.6)
+
+
+def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective: ObjectiveConfig) -> Recipe:
+    return Recipe(
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        family=FamilyConfig("darkroom", {"width": 10, "height": 10, "horizon": 100, "goal_split": "radt"}),
+        collect=CollectConfig(
+            (SourceConfig("q_learning"),), num_histories=560, steps_per_history=6000, shard_histories=70
+        ),
+        model=model,
+        objective=objective,
+        train=TrainConfig(
+            steps=6000,
+            batch_size=64,
+            learning_rate=2e-3,
+            validate_every=1000,
+            validation_episodes=20,
+            validation_lanes=50,
+        ),
+        evaluations=(
+            EvaluateConfig(episodes=40, lanes=100, temperature=0.5, baselines=("random", "optimal", "source")),
+        ),
+    )
