@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agents import make_source, source_class
 from agents.collect import drives_itself
@@ -57,7 +57,7 @@ def source_notes(rows: Mapping[str, SourceConfig]) -> dict[str, str]:
 def baseline_factory(source: SourceConfig, rule: ActionRule | None = None) -> AgentFactory:
     """A source as an agent; ``rule``, if given, is the action rule of one that has probabilities, its temperature where it is not 1."""
     fields = {f.name for f in dataclasses.fields(source_class(source.name))}  # pyright: ignore[reportArgumentType]
-    told = {} if rule is None else {"greedy": rule.greedy}
+    told: dict[str, Any] = {} if rule is None else {"greedy": rule.greedy}
     if rule is not None and rule.temperature != 1:
         told["temperature"] = rule.temperature
     options = source.options | {name: value for name, value in told.items() if name in fields}

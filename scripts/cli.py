@@ -16,6 +16,7 @@ COMMANDS = {
     "rl2": "rl2",
     "evaluate": "evaluate",
     "report": "report",
+    "ablate": "ablate",
     "list": "list_names",
     "inspect": "inspect_data",
     "data": "data",
@@ -40,6 +41,7 @@ Every field of a recipe can be overridden, e.g. --train.steps 2000 --model.width
     train RECIPE      a policy on such histories                                -> a run folder
     rl2 RUN           a recurrent policy by reinforcement on the same tasks (RL²), as a baseline
     evaluate RUN      the policy on held-out tasks, weights frozen, against baselines
+    ablate RECIPE     what each part of a retrieval memory is worth
     report RUN...     one HTML page with curves, tables and pictures, for one run or several compared
   to look around
     list WHAT         families, sources, objectives or recipes, with their options

@@ -336,13 +336,13 @@ def test_run_hashes_tell_equal_runs_from_others_wherever_they_begin(tmp_path):
     equal = 0
     for _ in range(3000):
         length = int(rng.integers(5))
-        one, other = ((h := int(rng.integers(3)), int(rng.integers(len(steps[h]) - length + 1))) for _ in range(2))
-        runs = [steps[h][start : start + length] for h, start in (one, other)]
+        which = rng.integers(3, size=2)
+        starts = np.array([rng.integers(len(steps[h]) - length + 1) for h in which])
+        runs = [steps[h][start : start + length] for h, start in zip(which, starts, strict=True)]
         same = np.array_equal(*runs)
-        found = hashes.equal(*((np.array([h]), np.array([start])) for h, start in (one, other)), np.array([length]))
-        assert bool(found[0]) is same
-        constant = hashes.constant(*(np.array([part]) for part in one), np.array([length]))
-        assert bool(constant[0]) is bool((runs[0] == runs[0][:1]).all())
+        one, other = (which[:1], starts[:1]), (which[1:], starts[1:])
+        assert bool(hashes.equal(one, other, np.array([length]))[0]) is same
+        assert bool(hashes.constant(*one, np.array([length]))[0]) is bool((runs[0] == runs[0][:1]).all())
         equal += same and length > 1
     assert equal > 20
 

@@ -61,7 +61,7 @@ def bandit_dpt() -> Recipe:
             validation_lanes=400,
         ),
         evaluations=tuple(
-            EvaluateConfig(episodes=1, lanes=2000, family=family, baselines=baselines)
+            EvaluateConfig(episodes=1, lanes=2000, family=family, baselines=baselines, hide_rewards=family is None)
             for family in (
                 None,
                 FamilyConfig("gaussian_bandit", arms | {"noise": 0.0}),
