@@ -45,7 +45,7 @@ def radt_dpt() -> Recipe:
     return _in_dark_room(radt_dpt, ModelConfig(window=300, num_layers=3), ObjectiveConfig("dpt"))
 
 
-_CONDITIONED = ObjectiveConfig("dt", target_return=95.0, start_fraction=0.6)
+_CONDITIONED = ObjectiveConfig("dt", target_return=90.0, start_fraction=0.6)
 
 
 def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective: ObjectiveConfig) -> Recipe:
@@ -59,10 +59,10 @@ def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective:
         model=model,
         objective=objective,
         train=TrainConfig(
-            steps=6000,
+            steps=3000,
             batch_size=64,
             learning_rate=2e-3,
-            validate_every=1000,
+            validate_every=500,
             validation_episodes=20,
             validation_lanes=50,
         ),
