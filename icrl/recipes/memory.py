@@ -42,7 +42,7 @@ def radt_ad() -> Recipe:
 
 def radt_dpt() -> Recipe:
     """DPT in RA-DT's Dark Room: no memory, a context of three episodes, optimal actions as labels (privileged data)."""
-    return _in_dark_room(radt_dpt, ModelConfig(window=300, num_layers=3), ObjectiveConfig("dpt"))
+    return _in_dark_room(radt_dpt, ModelConfig(window=300, num_layers=3), ObjectiveConfig("dpt", start_fraction=1.0))
 
 
 _CONDITIONED = ObjectiveConfig("dt", target_return=90.0, start_fraction=0.6)
