@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from envs import make_family
 from icrl.config import EvaluateConfig, Recipe
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
@@ -31,7 +32,7 @@ DEPLOYED: Mapping[str, Mapping[str, Any]] = {
     "a random chunk of the same task": {"selection": "random"},
     "a chunk of another task": {"selection": "foreign"},
     "without utility": {"utility": 0.0},
-    "without relevance, nearly: utility 100": {"utility": 100.0},
+    "utility almost alone: weight 100": {"utility": 100.0},
     "without de-duplication": {"twin": 2.0},
     "1 chunk": {"k": 1},
     "4 chunks": {"k": 4},
@@ -60,7 +61,7 @@ class Options(MachineOptions):
     runs: Path = Path("runs")
     """Folder of the run folders."""
     trained: bool = True
-    """Also those variants that are trained anew, as long as the recipe each."""
+    """Also those variants that are trained anew, as long as the recipe each; one takes its keys from the run radt-dt in that folder."""
     json: Path | None = None
     """Write the table to this file; default: ablations.json in the recipe's run folder."""
 
@@ -135,12 +136,19 @@ def command(argv: list[str]) -> None:
         prog="icrl ablate",
         description="What each part of a retrieval memory is worth: the recipe's policy with one thing changed, on the same held-out tasks.",
     )
+    from icrl.memory.encoders import make_encoder
+
     recipe = load_recipe(options.recipe)
     if not recipe.model.memory.k or not recipe.evaluations:
         raise UserError(f"recipe {options.recipe} has no memory or no evaluation: give one that has both, as radt")
     check_output_folder(options.runs, f"--runs {options.runs}")
     for changes in DEPLOYED.values():
         check_evaluation(_evaluation(recipe, changes), recipe)
+    for name, changes in (
+        TRAINED if options.trained else {}
+    ).items():  # whether there are such keys is asked before any work
+        other, run = retrained(recipe, name, changes, options.runs)
+        make_encoder(make_family(recipe.family.name, **recipe.family.options).spec, other.model.memory, run)
     rows: list[dict[str, Any]] = []
     first: Evaluation | None = None
     for name, evaluation in variants(recipe, options, device_of(options)):

@@ -78,6 +78,12 @@ def test_a_table_shows_differences_with_their_sign():
     assert "2.0 [1.0, 3.0]" in ablate.text([row]) and "+2.0 [+1.0, +3.0]" in ablate.text([row])
 
 
+def test_keys_of_a_policy_that_is_not_there_are_missed_before_any_work(tmp_path, capsys):
+    assert ablate.main(["radt", "--runs", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "radt-dt" in line and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("recipe, said", [("quickstart", "no memory"), ("radtt", "unknown recipe"), ("radt", "--runs")])
 def test_what_cannot_be_ablated_is_refused_in_a_line(recipe, said, tmp_path, capsys):
     taken = tmp_path / "file"

@@ -22,9 +22,8 @@ class Life:
         self._store, self._number = store, number
         history = self.history
         self.episode_offset = history.episode_offset  # (E + 1,)
-        self.lived = np.concatenate(
-            [[0.0], np.cumsum(history.reward, dtype=np.float64)]
-        )  # (n + 1,) earned before each step
+        self.lived = np.zeros(len(history.reward) + 1)  # earned before each step
+        np.cumsum(history.reward, out=self.lived[1:])
 
     @property
     def history(self) -> History:

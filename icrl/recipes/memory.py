@@ -1,6 +1,6 @@
 """RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them.
 
-All four read the same data and take actions by the same rule. Half a room of steps is all that RA-DT and DT see at once; AD and DPT see three episodes.
+All four read the same data and take actions by the same rule. RA-DT and DT see half an episode at once; AD and DPT see three episodes.
 """
 
 from __future__ import annotations
