@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from icrl.interfaces import ActionRule
+
 
 @dataclass(frozen=True)
 class FamilyConfig:
@@ -298,6 +300,11 @@ class EvaluateConfig:
     hide_rewards: bool = True
     """Also evaluate the agent with its rewards hidden from the context, which the verdict needs."""
 
+    @property
+    def rule(self) -> ActionRule:
+        """How actions are taken. Raises UserError for a temperature that is not positive."""
+        return ActionRule(self.greedy, self.temperature)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -316,4 +323,9 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     rl2: RL2Config = field(default_factory=RL2Config)
     evaluations: tuple[EvaluateConfig, ...] = (EvaluateConfig(),)
-    """Evaluations at the end of the run."""
+    """Evaluations at the end of the run. Validation roll-outs take actions as the first does."""
+
+    @property
+    def validation_rule(self) -> ActionRule:
+        """How actions are taken on validation tasks."""
+        return self.evaluations[0].rule if self.evaluations else ActionRule()

@@ -19,7 +19,7 @@ from icrl import metrics
 from icrl.evaluation import AgentResult, Evaluation
 from icrl.exactness import PosteriorDistance
 from icrl.files import replace_file
-from icrl.interfaces import ActionRule, Array, Tasks
+from icrl.interfaces import Array, Tasks
 from icrl.metrics import Bootstrap, Estimate, Resampled
 
 FORMAT_VERSION = 1
@@ -184,7 +184,7 @@ def evaluation_to_json(
         "context": config.context if offline else None,
         "context_size": config.context_size if offline else None,
         "append": config.append,
-        "action_rule": str(ActionRule(config.greedy, config.temperature)),
+        "action_rule": str(config.rule),
         "root_seed": evaluation.root_seed,
         "seeds": list(config.seeds),
         "lanes": config.lanes,

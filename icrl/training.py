@@ -221,7 +221,7 @@ class _Training:
 
 
 def validation_curve(learner: Learner, store: HistoryStore, family: Family, encoder: Encoder | None = None) -> Array:
-    """(E,) mean return of each episode in context on validation tasks, with the same random numbers at every call."""
+    """(E,) mean return of each episode in context on validation tasks, with the same random numbers at every call and the evaluation's action rule."""
     config, seed = learner.recipe.train, learner.recipe.seed
     tasks = store.split.validation
     if len(tasks) == 0:
@@ -230,8 +230,13 @@ def validation_curve(learner: Learner, store: HistoryStore, family: Family, enco
         )
     env = family.make_vec(tasks[np.arange(config.validation_lanes) % len(tasks)])
     streams = LaneStreams(seed, "validation", "agent", lane_ids=config.validation_lanes)
-    target = learner.recipe.objective.target_return
-    agent = InContextAgent(learner.policy, streams=streams, target_return=target, encoder=encoder)
+    agent = InContextAgent(
+        learner.policy,
+        streams=streams,
+        rule=learner.recipe.validation_rule,
+        target_return=learner.recipe.objective.target_return,
+        encoder=encoder,
+    )
     try:
         returns, _ = run_episodes(
             agent,

@@ -74,7 +74,7 @@ def check_evaluation(
             family,
             tasks,
             steps,
-            ActionRule(evaluation.greedy, evaluation.temperature),
+            evaluation.rule,
         )
     if evaluation.mode == "offline":
         context = evaluation.context

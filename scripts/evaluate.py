@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from icrl.config import EvaluateConfig, Recipe
-from icrl.interfaces import ActionRule, UserError
+from icrl.interfaces import UserError
 from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out, source_notes
 from scripts.check import check_evaluation, evaluation_family, other_memory, split_tasks
 from scripts.common import MachineOptions, check_output_file, check_output_folder, device_of, run_command, wants_help
@@ -69,7 +69,7 @@ def agent_factories(
 
     if config.retrieval:
         policy = policy.with_memory(other_memory(policy.config.memory, config.retrieval))
-    rule = ActionRule(config.greedy, config.temperature)
+    rule = config.rule
     memory = policy.config.memory
     own = run if memory.encoder == recipe.model.memory.encoder else None  # the copy that the run keeps of its encoder
     encoder = make_encoder(policy.spec, memory, own) if memory.k else None

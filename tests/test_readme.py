@@ -5,13 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_icrl
 
-from icrl.interfaces import UserError
-from scripts import reproduce
+from scripts.cells import read_cells
+from scripts.reproduce import MARKS
+from scripts.results_table import results_text
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)( slow)?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -60,26 +60,6 @@ def test_named_files_exist(document):
 
 
 def test_the_results_are_the_generated_ones():
-    cells = reproduce.read_cells(ROOT / "results")
+    cells = read_cells(ROOT / "results")
     assert cells, "no cells under results/"
-    assert f"{reproduce.MARKS[0]}\n{reproduce.results_text(cells)}\n{reproduce.MARKS[1]}" in README
-
-
-def test_a_finished_run_becomes_a_cell_with_scores_by_task(smoke_run, tmp_path):
-    reproduce.write_cell(tmp_path, "smoke", smoke_run)
-    (cell,) = reproduce.read_cells(tmp_path).values()
-    (evaluation,) = cell["evaluations"]
-    scores = evaluation["return_by_seed_and_task"]["agent"]
-    assert len(scores) == 1 and len(scores[0]) == evaluation["record"]["num_tasks"]
-    assert sum(scores[0]) / len(scores[0]) == pytest.approx(
-        evaluation["record"]["agents"]["agent"]["mean_return"]["mean"], rel=1e-3
-    )
-    assert cell["seconds"] > cell["seconds_trained"] > 0 and cell["dataset_hash"]
-
-
-def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path):
-    readme = Path(tmp_path / "README.md")
-    readme.write_text("nothing here")
-    with pytest.raises(UserError, match="no place for results"):
-        reproduce.write_readme(readme, "tables")
-    assert readme.read_text() == "nothing here"
+    assert f"{MARKS[0]}\n{results_text(cells)}\n{MARKS[1]}" in README

@@ -15,8 +15,8 @@ from tiny_training import FAMILY, LAYOUTS, OPTIONS, RECIPE, STEPS, make_store
 
 from envs import make_family
 from icrl import checkpoint, optimisation, run_folder, training
-from icrl.config import TrainConfig
-from icrl.interfaces import UserError
+from icrl.config import EvaluateConfig, TrainConfig
+from icrl.interfaces import ActionRule, UserError
 from icrl.monitor import read_metrics
 from icrl.optimisation import Learner, learning_rate, make_optimizer
 from icrl.recipe_json import recipe_from_json
@@ -260,6 +260,18 @@ def test_validation_plays_validation_tasks_with_the_same_numbers_each_time(store
     np.testing.assert_array_equal(first, second)
     assert first.shape == (2,) and len(played[0]) == 7
     assert set(map(str, played[0])) == set(map(str, store.split.validation))
+
+
+def test_validation_takes_actions_as_the_evaluation_does(store, monkeypatch):
+    rules = []
+    made = training.InContextAgent
+    monkeypatch.setattr(
+        training, "InContextAgent", lambda *a, rule, **k: rules.append(rule) or made(*a, rule=rule, **k)
+    )
+    for evaluations in ((EvaluateConfig(temperature=0.5), EvaluateConfig()), (EvaluateConfig(greedy=True),), ()):
+        learner = Learner(replace(RECIPE, evaluations=evaluations), store.spec, torch.device("cpu"))
+        training.validation_curve(learner, store, FAMILY)
+    assert rules == [ActionRule(temperature=0.5), ActionRule(greedy=True), ActionRule()]
 
 
 # what goes wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 from icrl.config import Recipe
 from icrl.interfaces import UserError
@@ -35,10 +36,15 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe by its name in ``RECIPES``, or the user's own as ``module:function``.
+    """A recipe by its name in ``RECIPES``, or the user's own as ``module:function``; as ``NAME@SEED`` with another seed, and so named.
 
-    Raises UserError if there is none of that name, or the function returns something else.
+    Raises UserError if there is none of that name, the function returns something else, or the seed is no number.
     """
+    base, seeded, seed = name.partition("@")
+    if seeded:
+        if not seed.isdecimal():
+            raise UserError(f"recipe {name!r}: expected NAME@SEED with a seed of at least 0, as {base}@1")
+        return replace(load_recipe(base), name=name, seed=int(seed))
     if ":" in name:
         return _load_function(name)
     if name not in RECIPES:

@@ -1,0 +1,92 @@
+"""`icrl reproduce`: cells of finished runs, the table that compares methods over training seeds, the place in the README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icrl.interfaces import UserError
+from icrl.recipes import load_recipe
+from scripts.cells import read_cells, scores, write_cell
+from scripts.comparisons import Comparison, Method, comparison_text
+from scripts.reproduce import write_readme
+
+TWO = Comparison("two rooms", (Method("radt", "ours", "82"), Method("radt-ad", "theirs")))
+
+
+def cell(*by_task: float, seconds: float = 60.0) -> dict:
+    """A run whose late episodes earned these numbers, one per task, all of them one less, and the last one more."""
+    late = np.array([by_task])
+    columns = {"all": (late - 1).tolist(), "late": late.tolist(), "last": (late + 1).tolist()}
+    return {"seconds": seconds, "evaluations": [{"scores": {"agent": columns}}]}
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The rows of a table without its head, as cells."""
+    return [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines()[4:]]
+
+
+def test_a_finished_run_becomes_a_cell_with_scores_by_task(smoke_run, tmp_path):
+    write_cell(tmp_path, "smoke", smoke_run)
+    (found,) = read_cells(tmp_path).values()
+    (evaluation,) = found["evaluations"]
+    record, kept = evaluation["record"], evaluation["scores"]["agent"]
+    curve = record["agents"]["agent"]["return_by_episode"]["mean"]
+    assert {which: np.shape(values) for which, values in kept.items()} == dict.fromkeys(
+        ("all", "late", "last"), (1, record["num_tasks"])
+    )
+    assert scores(found, "all").mean() == pytest.approx(np.mean(curve), rel=1e-3)
+    assert scores(found, "late").mean() == scores(found, "last").mean() == pytest.approx(curve[-1], rel=1e-3)
+    assert found["seconds"] > found["seconds_trained"] > 0 and found["dataset_hash"]
+
+
+def test_cells_are_read_in_the_order_of_recipes_and_seeds(tmp_path):
+    for name in ("radt@1", "radt", "quickstart", "something-else"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert list(read_cells(tmp_path)) == ["quickstart", "radt", "radt@1"]
+
+
+def test_another_seed_is_another_recipe():
+    first, second = load_recipe("smoke"), load_recipe("smoke@3")
+    assert (first.seed, second.seed, second.name) == (0, 3, "smoke@3")
+    assert first.model == second.model and first.collect == second.collect
+
+
+@pytest.mark.parametrize("name", ["smoke@", "smoke@x", "smoke@-1", "smoke@1.5"])
+def test_a_seed_that_is_no_number_is_refused(name):
+    with pytest.raises(UserError, match=r"expected NAME@SEED.*smoke@1"):
+        load_recipe(name)
+
+
+def test_methods_are_compared_by_seed_and_task():
+    cells = {
+        "radt": cell(80, 90),
+        "radt@1": cell(84, 94, seconds=180),
+        "radt@2": cell(0, 0),
+        "radt-ad@1": cell(83, 73),
+        "radt-ad": cell(79, 69),
+    }
+    ours, theirs = cells_of(comparison_text(TWO, cells))
+    assert ours[0] == "ours" and ours[1].startswith("57.0 [") and ours[2].startswith("58.0 [")
+    assert ours[4:7] == ["–", "82", "3"] and ours[8] == "`icrl reproduce radt radt@1 radt@2`"
+    assert (
+        theirs[2] == "76.0 [71.0, 81.0] [73.2, 78.8]"
+    )  # tasks 71 and 81; seeds 74 and 78, spread as the mean of two is
+    assert theirs[4] == "11.0 [1.0, 21.0] [11.0, 11.0]"  # 1 and 21 in both seeds that both methods have
+    assert theirs[5:8] == ["–", "2", "1"]
+
+
+def test_one_seed_has_no_interval_over_seeds_and_no_runs_no_table():
+    (only,) = cells_of(comparison_text(TWO, {"radt": cell(80, 90)}))
+    assert only[2] == "85.0 [80.0, 90.0]"
+    assert comparison_text(TWO, {"radt-ad": cell(80, 90)}) == ""
+
+
+def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path):
+    readme = Path(tmp_path / "README.md")
+    readme.write_text("nothing here")
+    with pytest.raises(UserError, match="no place for results"):
+        write_readme(readme, "tables")
+    assert readme.read_text() == "nothing here"
