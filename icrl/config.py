@@ -160,6 +160,11 @@ class ModelConfig:
         """Whether the return still to come is an input."""
         return self.return_to_go != "off"
 
+    def keeps_episodes(self, horizon: int) -> bool:
+        """Whether a full window loses whole episodes of ``horizon`` steps, and so starts with one that is only read; otherwise its older half goes."""
+        forgets_all = self.episodic or self.memory.k > 0
+        return self.layout == "step" and not forgets_all and 2 * horizon <= self.window
+
     @property
     def attention_width(self) -> int:
         """Width of all heads together."""

@@ -349,7 +349,7 @@ class InContextAgent:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
         config, horizon = self.policy.config, self.policy.spec.horizon
         window = config.window
-        whole_episodes = config.layout == "step" and 2 * horizon <= window and self.recall is None
+        whole_episodes = config.keeps_episodes(horizon)
         needed = np.where(self.context.episode_step == 0, horizon if whole_episodes else 1, 1)
         full = np.flatnonzero(self.context.lengths + needed > window)
         if len(full) == 0:

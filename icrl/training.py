@@ -119,7 +119,7 @@ def make_sampler(
         model.window,
         start_fraction=objective.start_fraction,
         keep_every=objective.keep_every,
-        anywhere=encoder is not None and not model.episodic,
+        anywhere=model.layout == "step" and not model.episodic and not model.keeps_episodes(store.spec.horizon),
         episodic=model.episodic,
         memory=None if encoder is None else make_history_memory(store, model, encoder, recipe.seed),
         symmetries=symmetries_of(family) if family is not None and objective.symmetries else (),

@@ -127,8 +127,9 @@ class Stub:
 
     device = torch.device("cpu")
 
-    def __init__(self, layout: Layout, answer):
-        self.config, self.answer = SimpleNamespace(layout=layout), answer
+    def __init__(self, layout: Layout, answer, **model: Any):
+        self.config, self.answer = ModelConfig(layout=layout, window=LENGTH, **model), answer
+        self.spec = SimpleNamespace(horizon=4)
         self.head = CategoricalHead(1, Discrete(NUM))
 
     def _output(self, observation):
@@ -388,6 +389,14 @@ def test_ad_counts_no_loss_on_the_first_episode_of_a_window_that_starts_mid_hist
     mixed = loss_of("ad", wrong_at_first, encoded(start=[0, 4, 0]))
     assert mixed.metrics["accuracy"].item() == pytest.approx(24 / 32)
     np.testing.assert_array_equal(mixed.accuracy_by_position, [0] * 4 + [1] * 8)
+
+
+@pytest.mark.parametrize("horizon, episodic", [(7, False), (4, True)], ids=["less than two episodes", "episodic"])
+def test_ad_counts_every_step_where_no_window_starts_with_an_episode_that_is_only_read(horizon, episodic):
+    stub = Stub("step", intended, episodic=episodic)
+    stub.spec.horizon = horizon
+    output = loss_of("ad", stub, encoded(start=[12, 4, 8]))
+    np.testing.assert_array_equal(output.accuracy_by_position, [1] * 12)
 
 
 def test_ad_hides_masked_tokens_and_counts_none_of_them():

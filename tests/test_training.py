@@ -15,12 +15,13 @@ from tiny_training import FAMILY, LAYOUTS, OPTIONS, RECIPE, STEPS, make_store
 
 from envs import make_family
 from icrl import checkpoint, optimisation, run_folder, training
-from icrl.config import EvaluateConfig, TrainConfig
+from icrl.config import EvaluateConfig, MemoryConfig, TrainConfig
 from icrl.interfaces import ActionRule, UserError
+from icrl.memory.encoders import make_encoder
 from icrl.monitor import read_metrics
 from icrl.optimisation import Learner, learning_rate, make_optimizer
 from icrl.recipe_json import recipe_from_json
-from icrl.training import TrainingInterruptedError, train
+from icrl.training import TrainingInterruptedError, make_sampler, train
 
 # losses of the first ten steps: a change that should not change the mathematics leaves them as they are
 GOLDEN = [1.587649, 1.376500, 1.133479, 1.149548, 1.127926, 1.245629, 1.064144, 1.054541, 1.047312, 1.143274]
@@ -260,6 +261,15 @@ def test_validation_plays_validation_tasks_with_the_same_numbers_each_time(store
     np.testing.assert_array_equal(first, second)
     assert first.shape == (2,) and len(played[0]) == 7
     assert set(map(str, played[0])) == set(map(str, store.split.validation))
+
+
+@pytest.mark.parametrize("window, k, anywhere", [(16, 0, False), (15, 0, True), (16, 1, True)])
+def test_windows_start_where_they_do_when_acting(store, tmp_path, window, k, anywhere):
+    """An episode has 8 steps: with less than two of them, or a memory behind it, a full window is halved wherever that is."""
+    model = replace(RECIPE.model, window=window, memory=MemoryConfig(k=k, chunk=4, every=4))
+    encoder = make_encoder(store.spec, model.memory) if k else None
+    starts = make_sampler(replace(RECIPE, model=model), store, encoder=encoder).batch(0, 200).start
+    assert bool((starts % 8 != 0).any()) is anywhere
 
 
 def test_validation_takes_actions_as_the_evaluation_does(store, monkeypatch):

@@ -5,7 +5,8 @@ Laskin et al. 2022, arXiv 2210.14215, eq. 2: the loss is -log p(a_t | window up 
 
 Deviations: the label is the action that the source *meant* where that is known (the noise stays in the inputs). In a window that starts in the
 middle of a history the first episode is context only, unless a memory tells of what came before: what the source knew from before the window cannot
-be predicted from it, and at deployment, too, a window that lost its beginning starts with a whole episode that is only read.
+be predicted from it, and at deployment, too, a window that lost its beginning starts with a whole episode that is only read. A window that holds
+less than two episodes has no room for that, there or here: it counts as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class AlgorithmDistillation:
 
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         config, device = self.config, policy.device
-        counted = window.valid & ((window.episode > 0) | known_past(window)[:, None])
+        counted = window.valid & ~self._only_read(policy, window)
         hidden = None
         if train and config.token_mask > 0:
             masked = rng.random(window.reward.shape) < config.token_mask
@@ -38,3 +39,9 @@ class AlgorithmDistillation:
         output = step_window(policy, window, hidden)
         smoothing = config.label_smoothing if train else 0.0
         return masked_loss(policy, output, tensor(labels, device), tensor(counted, device), smoothing)
+
+    def _only_read(self, policy: Policy, window: Window) -> np.ndarray:
+        """(B, T) steps that are context and no label: the first episode, where what came before it is unknown."""
+        if not policy.config.memory.k and not policy.config.keeps_episodes(policy.spec.horizon):
+            return np.zeros(window.valid.shape, bool)
+        return (window.episode == 0) & ~known_past(window)[:, None]

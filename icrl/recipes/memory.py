@@ -1,6 +1,9 @@
-"""RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them.
+"""What a memory is worth.
 
-All four read the same data and take actions by the same rule. RA-DT and DT see half an episode at once; AD and DPT see three episodes.
+RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them. All four read the same data and take
+actions by the same rule. RA-DT and DT see half an episode at once; AD and DPT see three episodes.
+
+Committed explorers in rooms so large that they see half an episode at once, with a memory and without.
 """
 
 from __future__ import annotations
@@ -68,5 +71,67 @@ def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective:
         ),
         evaluations=(
             EvaluateConfig(episodes=40, lanes=100, temperature=0.5, baselines=("random", "optimal", "source")),
+        ),
+    )
+
+
+def large_darkroom_memory() -> Recipe:
+    """Distil a Bayes explorer in the 20×20 Dark Room with a window of half an episode, and a memory of all that was lived before."""
+    return _in_large_room(large_darkroom_memory, "darkroom", _OWN_LIFE)
+
+
+def large_darkroom_window() -> Recipe:
+    """Distil a Bayes explorer in the 20×20 Dark Room with a window of half an episode, and no memory."""
+    return _in_large_room(large_darkroom_window, "darkroom", MemoryConfig())
+
+
+def large_keydoor_memory() -> Recipe:
+    """Distil a Bayes explorer in the 20×20 Key-Door with a window of half an episode, and a memory of all that was lived before."""
+    return _in_large_room(large_keydoor_memory, "keydoor", _OWN_LIFE)
+
+
+def large_keydoor_window() -> Recipe:
+    """Distil a Bayes explorer in the 20×20 Key-Door with a window of half an episode, and no memory."""
+    return _in_large_room(large_keydoor_window, "keydoor", MemoryConfig())
+
+
+_OWN_LIFE = MemoryConfig(k=4)
+
+
+def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryConfig) -> Recipe:
+    starts = {
+        "darkroom": {"start": "random", "goal_split": "radt"},
+        "keydoor": {},
+    }
+    return Recipe(
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        family=FamilyConfig(family, {"width": 20, "height": 20, "horizon": 400, **starts[family]}),
+        collect=CollectConfig(
+            (SourceConfig("nearest_plausible", {"epsilon": 0.1}),),
+            num_histories=2048,
+            steps_per_history=4000,
+            shard_histories=256,
+        ),
+        model=ModelConfig(
+            window=200,
+            width=96,
+            num_layers=3,
+            num_heads=4,
+            head_width=32,
+            episode_return=family == "keydoor",
+            memory=memory,
+        ),
+        objective=ObjectiveConfig("ad", start_fraction=0.2),
+        train=TrainConfig(
+            steps=2000,
+            batch_size=32,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=5,
+            validation_lanes=40,
+        ),
+        evaluations=(
+            EvaluateConfig(episodes=10, lanes=100, baselines=("random", "optimal", "source", "nearest_plausible")),
         ),
     )
