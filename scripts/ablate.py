@@ -63,7 +63,8 @@ class Options(MachineOptions):
     trained: bool = True
     """Also those variants that are trained anew, as long as the recipe each; one takes its keys from the run radt-dt in that folder."""
     json: Path | None = None
-    """Write the table to this file; default: ablations.json in the recipe's run folder."""
+    """Write the table to this file; default: ablations.json in the recipe's run folder. From results/ablations-RECIPE.json `icrl reproduce` takes it into
+    the README."""
 
 
 def variants(recipe: Recipe, options: Options, device: str) -> Iterator[tuple[str, Evaluation]]:

@@ -60,6 +60,11 @@ def scores(cell: Cell, which: str, row: str = "agent") -> Array:
     return np.mean(cell["evaluations"][0]["scores"][row][which], axis=0)
 
 
+def read_ablations(results: Path) -> list[dict[str, Any]]:
+    """The tables that ``icrl ablate RECIPE --json results/ablations-RECIPE.json`` left, by the name of their recipe."""
+    return [json.loads(file.read_text()) for file in sorted(results.glob("ablations-*.json"))]
+
+
 def read_cells(results: Path) -> dict[str, Cell]:
     """The finished cells by recipe and training seed, in the order of the recipes."""
     order = list(RECIPES)

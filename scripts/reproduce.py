@@ -15,7 +15,7 @@ import tyro
 
 from icrl.interfaces import UserError
 from icrl.recipes import RECIPES, load_recipe
-from scripts.cells import read_cells, write_cell
+from scripts.cells import read_ablations, read_cells, write_cell
 from scripts.common import MachineOptions, existing_folder, run_command
 from scripts.comparisons import compared_runs
 from scripts.options import parse
@@ -69,7 +69,7 @@ def command(argv: list[str]) -> None:
         run_recipe(recipes[name], run, options)
         write_cell(options.results, name, run)
     cells = read_cells(options.results)
-    write_readme(options.readme, results_text(cells))
+    write_readme(options.readme, results_text(cells, read_ablations(options.results)))
     print(f"{len(cells)} cells in {options.results}, tables in {options.readme}")
 
 

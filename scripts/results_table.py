@@ -228,8 +228,8 @@ LINES = (
 )
 
 
-def results_text(cells: Mapping[str, Cell]) -> str:
-    """The tables in Markdown: the results, the comparisons over training seeds, and what the other runs cost."""
+def results_text(cells: Mapping[str, Cell], ablations: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The tables in Markdown: the results, the comparisons over training seeds, ablations, and what the other runs cost."""
     rows = [
         f"| {line.what} | {line.measured(record)} | {line.exact(record)} | {line.published or '–'} | `icrl run {line.recipe}` |"
         for line in LINES
@@ -244,7 +244,25 @@ def results_text(cells: Mapping[str, Cell]) -> str:
     comparisons = [text for comparison in COMPARISONS if (text := comparison_text(comparison, cells))]
     head = "| what | this project | exact inference, same tasks | published | command |\n|---|---|---|---|---|"
     cost_head = "| command | training, minutes | in all, minutes | machine |\n|---|---|---|---|"
-    return "\n\n".join(["\n".join([head, *rows]), *comparisons, "\n".join([cost_head, *costs])])
+    return "\n\n".join(
+        ["\n".join([head, *rows]), *comparisons, *map(_ablation_text, ablations), "\n".join([cost_head, *costs])]
+    )
+
+
+def _ablation_text(table: Mapping[str, Any]) -> str:
+    """What each part of a recipe's memory is worth."""
+    head = "| variant | all trials | less the recipe, paired | late trials | last trial |\n|---|---|---|---|---|"
+    rows = [
+        f"| {row['variant']} | {mean(row['mean'])} | {mean(row['mean_minus_recipe'])} | {mean(row['late'])} | {mean(row['last'])} |"
+        for row in table["rows"]
+    ]
+    return "\n".join(
+        [
+            f"What each part of the memory of `{table['recipe']}` is worth (`icrl ablate {table['recipe']}`):\n",
+            head,
+            *rows,
+        ]
+    )
 
 
 def _machine(cell: Mapping[str, Any]) -> str:

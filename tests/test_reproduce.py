@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
-from scripts.cells import read_cells, scores, write_cell
+from scripts.cells import read_ablations, read_cells, scores, write_cell
 from scripts.comparisons import Comparison, Method, comparison_text
 from scripts.reproduce import write_readme
+from scripts.results_table import results_text
 
 TWO = Comparison("two rooms", (Method("radt", "ours", "82"), Method("radt-ad", "theirs")))
 
@@ -82,6 +84,15 @@ def test_one_seed_has_no_interval_over_seeds_and_no_runs_no_table():
     (only,) = cells_of(comparison_text(TWO, {"radt": cell(80, 90)}))
     assert only[2] == "85.0 [80.0, 90.0]"
     assert comparison_text(TWO, {"radt-ad": cell(80, 90)}) == ""
+
+
+def test_ablations_are_a_table_of_their_own(tmp_path):
+    estimate = {"mean": 2.0, "over_tasks": [1.0, 3.0]}
+    row = {"variant": "1 chunk", **dict.fromkeys(("mean", "mean_minus_recipe", "late", "last"), estimate)}
+    (tmp_path / "ablations-radt.json").write_text(json.dumps({"recipe": "radt", "rows": [row]}))
+    text = results_text({}, read_ablations(tmp_path))
+    assert "`icrl ablate radt`" in text and f"| 1 chunk |{' 2.0 [1.0, 3.0] |' * 4}" in text
+    assert read_cells(tmp_path) == {}
 
 
 def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path):
