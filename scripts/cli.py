@@ -46,7 +46,7 @@ Every field of a recipe can be overridden, e.g. --train.steps 2000 --model.width
   to look around
     list WHAT         families, sources, objectives or recipes, with their options
     inspect DATA      what is in a data folder
-    data WHAT         export a data folder as a Minari dataset, or import one again
+    data WHAT         export a data folder as a Minari dataset, import one again, or merge saved memories
     families          what random actions, a source and the optimum earn in every family
     bench             how fast this machine does each step
     reproduce         run recipes and write the README's tables from what they scored

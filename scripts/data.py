@@ -1,4 +1,4 @@
-"""``icrl data export`` and ``icrl data import``: histories as a Minari dataset, and back, without loss."""
+"""``icrl data``: histories as a Minari dataset, and back, without loss; saved memories, merged."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import tyro
 
 from icrl.data.minari import export_minari, import_minari
 from icrl.interfaces import UserError
+from icrl.memory.files import merge_memories
 from icrl.registry import nearest
 from scripts.common import check_output_folder, existing_folder, run_command, wants_help
 from scripts.options import parse
 
 USAGE = """\
-usage: icrl data {export,import} ...        (icrl data export --help tells more)
+usage: icrl data {export,import,merge} ...        (icrl data export --help tells more)
 
   export DATA --name NAME [--out FOLDER]    a data folder as a Minari dataset, e.g. --name darkroom/q-learning-v0
   import NAME --out DATA [--root FOLDER]    what was exported, as a data folder again
+  merge MEMORY... --out FILE                memories that icrl evaluate --save-memory wrote, as one
 
 Minari datasets lie in $MINARI_DATASETS_PATH or ~/.minari/datasets. An episode's metadata say which history and task it belongs to."""
 
@@ -45,6 +47,16 @@ class ImportOptions:
     """Data folder to write (required)."""
     root: Path | None = None
     """Folder of Minari datasets; default: Minari's own, $MINARI_DATASETS_PATH or ~/.minari/datasets."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What to merge, and where to."""
+
+    memories: tyro.conf.Positional[tuple[Path, ...]]
+    """Saved memories of the same encoder and family."""
+    out: Path | None = None
+    """File to write (required)."""
 
 
 def export_command(argv: list[str]) -> None:
@@ -77,9 +89,19 @@ def import_command(argv: list[str]) -> None:
     print(f"dataset {store.dataset_hash[:12]}, {same}")
 
 
+def merge_command(argv: list[str]) -> None:
+    """Parse, check, merge, say what it holds."""
+    description = "One saved memory of several: of a task that more than one of them played it holds what all of them lived through."
+    options = parse(MergeOptions, argv, prog="icrl data merge", description=description)
+    if options.out is None or len(options.memories) < 2:
+        raise UserError("icrl data merge needs two memories or more and --out FILE")
+    merged = merge_memories(options.memories, options.out)
+    print(f"{len(merged.lane):,} chunks of {merged.num_lanes:,} lanes in {options.out}")
+
+
 def command(argv: list[str]) -> None:
-    """Hand the arguments to one of the two."""
-    kinds = {"export": export_command, "import": import_command}
+    """Hand the arguments to one of the three."""
+    kinds = {"export": export_command, "import": import_command, "merge": merge_command}
     if wants_help(argv) or not argv:
         print(USAGE)
         return

@@ -13,7 +13,7 @@ from icrl.evaluation_json import load_artefacts
 from icrl.memory.files import read_memory
 from icrl.report import build_report
 from icrl.training import train
-from scripts import evaluate, inspect_data
+from scripts import data, evaluate, inspect_data
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,20 @@ def test_what_is_remembered_is_saved_and_started_from(run, tmp_path, capsys):
     assert len(records) == 2  # an evaluation of its own
     played(run, *unhidden, "--split", "test", "--retrieval", "k", "2", "selection", "diverse", "utility", "0.5")
     assert len(json.loads((run / "evaluation.json").read_text())) == 3
+
+
+def test_saved_memories_are_merged_and_played_from(run, tmp_path, capsys):
+    files = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    for temperature, file in zip((0.5, 1), files, strict=True):
+        played(run, "--temperature", temperature, "--save-memory", file)
+    merged = tmp_path / "merged.npz"
+    capsys.readouterr()
+    assert data.main(["merge", *map(str, files), "--out", str(merged)]) == 0
+    chunks = sum(len(read_memory(file).lane) for file in files)
+    assert f"{chunks} chunks of 12 lanes in {merged}" in capsys.readouterr().out
+    played(run, "--memory", merged, "--no-hide-rewards")
+    assert data.main(["merge", str(files[0]), "--out", str(tmp_path / "alone.npz")]) == 2
+    assert "two memories or more" in capsys.readouterr().err
 
 
 def test_a_report_shows_what_was_retrieved_and_its_attention(run, tmp_path):

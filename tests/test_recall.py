@@ -17,6 +17,7 @@ from icrl.data.sampling import windows
 from icrl.data.schema import History
 from icrl.in_context import InContextAgent
 from icrl.interfaces import UserError
+from icrl.memory.files import merge_memories, read_memory
 from icrl.memory.training import LifeMemory
 from icrl.models.observations import to_tensors
 from icrl.models.retrieval import RetrievedWindow
@@ -214,6 +215,55 @@ def test_memories_of_one_task_are_merged_and_the_best_stay(tmp_path):
     assert small.recall is not None
     kept, everything = utility(small)[0], utility(again)[1, : counts[0] + counts[2]]
     np.testing.assert_allclose(np.sort(kept[:4]), np.sort(everything)[-4:])
+
+
+def test_merged_memories_are_what_all_of_them_lived_through(tmp_path):
+    first, second = lived(lanes=2)[0], lived(lanes=3, steps=50)[0]
+    tasks = np.array([(4,), (7,), (4,)], [("goal", int)])
+    files = [tmp_path / "first.npz", tmp_path / "second.npz"]
+    first.save_memory(files[0], tasks[:2])
+    second.save_memory(files[1], tasks)
+    merged = merge_memories(files, tmp_path / "merged.npz")
+    assert first.recall is not None and second.recall is not None
+    (a, b), (c, d, e) = first.recall.memory.count, second.recall.memory.count
+    assert np.bincount(merged.lane).tolist() == [a, b, c, d, e] and merged.num_lanes == 5
+    parts = [read_memory(file) for file in files]
+    np.testing.assert_array_equal(merged.keys, np.concatenate([part.keys for part in parts]))
+    np.testing.assert_array_equal(merged.utility, np.concatenate([part.utility for part in parts]))
+    again = agent_of(LIFE)
+    again.reset(2)
+    again.load_memory(tmp_path / "merged.npz", tasks[:2])
+    assert again.recall is not None and again.recall.memory.count.tolist() == [a + c + e, b + d]
+
+
+def test_a_memory_without_chunks_can_be_merged(tmp_path):
+    empty, full = lived(lanes=2, steps=1)[0], lived(lanes=2)[0]
+    files = [tmp_path / "empty.npz", tmp_path / "full.npz"]
+    empty.save_memory(files[0])
+    full.save_memory(files[1])
+    merged, alone = merge_memories(files, tmp_path / "merged.npz"), read_memory(files[1])
+    np.testing.assert_array_equal(merged.lane, alone.lane + 2)
+    np.testing.assert_array_equal(merged.chunks["action"], alone.chunks["action"])
+
+
+def test_memories_that_do_not_belong_together_are_not_merged(tmp_path):
+    agent, other = lived()[0], lived({"memory": replace(MEMORY, key_width=16)})[0]
+    tasks = np.array([(1,), (2,)], [("goal", int)])
+    files = [tmp_path / f"{name}.npz" for name in "abc"]
+    agent.save_memory(files[0], tasks)
+    other.save_memory(files[1], tasks)
+    agent.save_memory(files[2])
+    for pair, words in (
+        (files[:2], "b.npz was made with key width 16, .*a.npz with 8"),
+        (files[::2], "that know their tasks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            merge_memories(pair, tmp_path / "merged.npz")
+    assert not (tmp_path / "merged.npz").exists()
+    before = files[1].read_bytes()
+    with pytest.raises(UserError, match=r"b\.npz exists: choose another name"):
+        merge_memories([files[0], files[0]], files[1])
+    assert files[1].read_bytes() == before
 
 
 def test_memories_that_do_not_fit_are_one_line(tmp_path):

@@ -51,8 +51,6 @@ class SavedMemory:
 
 def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: Tasks | None = None) -> None:
     """Write all chunks of a memory to the file ``path``, whole or not at all; ``tasks`` (B,) says what each lane played."""
-    if not Path(path).parent.is_dir():
-        raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
     lanes, slots = np.nonzero(np.arange(memory.keys.shape[1]) < memory.count[:, None])
     arrays: dict[str, Array] = {
         "keys": memory.keys[lanes, slots],
@@ -65,9 +63,49 @@ def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: T
     }
     for name, column in memory.chunks.items():
         arrays |= {f"chunks/{key}": part[lanes, slots] for key, part in flatten(name, column).items()}
+    _write(path, arrays)
+
+
+def _write(path: str | Path, arrays: dict[str, Array]) -> None:
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     replace_file(Path(path), buffer.getvalue())
+
+
+def merge_memories(paths: Sequence[str | Path], out: str | Path) -> SavedMemory:
+    """One memory of the lanes of several, in their order, as the new file ``out``; lanes that played the same task are one when it is used.
+
+    Raises UserError where two were not made for the same, only some know their tasks, or ``out`` exists.
+    """
+    if Path(out).exists():
+        raise UserError(f"{out} exists: choose another name, nothing is overwritten")
+    saved = [read_memory(path) for path in paths]
+    for path, one in zip(paths, saved, strict=True):
+        for name, value in saved[0].about.items():
+            if one.about.get(name) != value:
+                raise UserError(
+                    f"{path} was made with {name} {_short(one.about.get(name))}, {paths[0]} with {_short(value)}: merge memories of one encoder and family"
+                )
+        if one.tasks.dtype != saved[0].tasks.dtype:
+            raise UserError(
+                f"{path} remembers tasks {one.tasks.dtype}, {paths[0]} {saved[0].tasks.dtype}: merge those of one family that know their tasks"
+            )
+    parts = [_arrays(path) for path in paths]
+    episodes = max(one.totals.shape[1] for one in saved)
+    for part, lanes in zip(parts, np.cumsum([0] + [one.num_lanes for one in saved]), strict=False):
+        part["lane"] = part["lane"] + lanes
+        part["totals"] = np.pad(part["totals"], ((0, 0), (0, episodes - part["totals"].shape[1])))
+    names = {name for part in parts for name in part if name != "about"}  # one without chunks has no columns of them
+    joined = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+    _write(out, joined | {"about": parts[0]["about"]})
+    return read_memory(out)
+
+
+def _arrays(path: str | Path) -> dict[str, Array]:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
 
 
 def describe(chunk: int, encoder: Encoder, spec: FamilySpec) -> dict[str, Any]:
@@ -90,8 +128,7 @@ def read_memory(path: str | Path, spec: FamilySpec | None = None) -> SavedMemory
     ``spec`` gives observations that are dictionaries their structure.
     """
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        arrays = _arrays(path)
         about = json.loads(str(arrays["about"]))
         if about["format"] != "icrl memory":
             raise ValueError(f"format {about['format']}")
