@@ -101,6 +101,44 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class MixtureConfig:
+    """Mixtures of experts in place of the feed-forward layer of some blocks (T2MIR: Wu et al. 2025).
+
+    However many experts there are, a token's active weights are as many as those of the dense layer with the same model.mlp_ratio.
+    """
+
+    blocks: tuple[int, ...] = ()
+    """Blocks with mixtures, by number from 0; none: all are dense."""
+    parts: Literal["both", "token", "task"] = "both"
+    """`token`: each token is routed by itself. `task`: by a summary of what the window holds so far. `both`: each gives half of the width."""
+    token_experts: int = 6
+    """Experts among which tokens are routed by themselves."""
+    token_top: int = 2
+    """Experts that a token is handed to."""
+    task_experts: int = 8
+    """Experts among which tokens are routed by task."""
+    task_top: int = 2
+    """Experts that a task is handed to."""
+    summary: Literal["prefix", "episodes"] = "prefix"
+    """What the task router reads: the mean of the window so far, or (layout `step`) of its completed episodes alone."""
+    token_balance: float = 0.01
+    """Weight of the loss that balances the experts' load: squared coefficients of variation of gates and of expected numbers of tokens."""
+    task_balance: float = 0.01
+    """The same of the experts of tasks."""
+    contrast: float = 0.01
+    """Weight of the contrastive loss of the task router; above 0 a batch holds two windows of each of its tasks."""
+    momentum: float = 0.995
+    """Contrast: what the slow copy of the task router keeps of itself at each step."""
+    temperature: float = 0.1
+    """Contrast: temperature of similarities."""
+
+    @property
+    def by_task(self) -> bool:
+        """Whether there is a task router."""
+        return bool(self.blocks) and self.parts != "token"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The backbone, the same for every objective."""
 
@@ -149,6 +187,8 @@ class ModelConfig:
     """Dropout on attention output and feed-forward output."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Retrieval memory."""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    """Mixtures of experts."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -183,6 +223,8 @@ class ObjectiveConfig:
     to the steps that are left."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
+    short_window: bool = False
+    """AD: accept a window of less than two episodes without a memory, in which nothing can be learned across episodes: to measure what a memory is worth."""
     token_mask: float = 0.0
     """AD: probability that a past token's inputs are hidden in training."""
     label_smoothing: float = 0.0

@@ -88,6 +88,23 @@ GLOSSARY: dict[str, Meaning] = {
         "fraction",
         "rises as the memory proves useful",
     ),
+    "routing/*/least_load": Meaning(
+        "share of the choices that the least chosen expert of that router and block got", "fraction", "over 0.02"
+    ),
+    "routing/*/most_load": Meaning(
+        "share of the choices that the most chosen expert of that router and block got", "fraction", "under 0.5"
+    ),
+    "routing/balance": Meaning(
+        "balance loss of the routers before its weight, mean", "1", "falls to under 0.5 and stays"
+    ),
+    "routing/contrast": Meaning(
+        "contrastive loss of the task routers before its weight, mean", "nats", "falls: tasks are told apart"
+    ),
+    "routing/same_task_nearest": Meaning(
+        "share of windows whose nearest in the task router's representation is of their task",
+        "fraction",
+        "rises well above 1 / windows of a batch",
+    ),
     "speed/steps_per_second": Meaning("optimiser steps, validation not counted", "1/s", "constant"),
     "speed/tokens_per_second": Meaning("tokens trained on, padding included", "1/s", "constant"),
     "speed/flop_utilisation": Meaning(

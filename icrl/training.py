@@ -123,6 +123,7 @@ def make_sampler(
         episodic=model.episodic,
         memory=None if encoder is None else make_history_memory(store, model, encoder, recipe.seed),
         symmetries=symmetries_of(family) if family is not None and objective.symmetries else (),
+        paired=model.mixture.by_task and model.mixture.contrast > 0,
         seed=recipe.seed,
     )
 
@@ -265,7 +266,7 @@ class _Recent:
         self.batch = len(window.reward)
         self._rate = update.learning_rate
         trained = {"loss": update.loss, "grad_norm": update.grad_norm, **update.metrics}
-        measured = {f"train/{name}": value for name, value in trained.items()}
+        measured = {name if "/" in name else f"train/{name}": value for name, value in trained.items()}
         measured |= {f"retrieval/{name}": value for name, value in window.retrieval.items()}
         for name, value in measured.items():
             total, count = self._sums.get(name, (0.0, 0))

@@ -1,12 +1,15 @@
 """Laws of the transformer, for every layout: causality, cached = full, padding, lanes, and what may never be seen."""
 
+from dataclasses import replace
+from itertools import product
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from icrl.config import ModelConfig
+from icrl.config import MixtureConfig, ModelConfig
 from icrl.interfaces import FamilySpec, UserError, map_observation
 from icrl.models.attention import QueriedWindow, see_first_and_self
 from icrl.models.policy import make_policy
@@ -21,6 +24,12 @@ SPACES = {
 }
 ACTIONS = {"categorical": Discrete(4, start=1), "gaussian": Box(-1, 1, (2,), np.float32)}
 SMALL = ModelConfig(window=12, width=16, num_layers=2, num_heads=2)
+MIXTURE = MixtureConfig(blocks=(0, 1), token_experts=3, task_experts=4)
+mixed = pytest.mark.parametrize(
+    "options",
+    [{}, {"mixture": MIXTURE}, {"mixture": replace(MIXTURE, summary="episodes")}],
+    ids=["dense", "prefix", "episodes"],
+)
 
 
 def make(layout="step", space="grid", action="categorical", **options):
@@ -77,7 +86,13 @@ def cut(inputs, index):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"previous_observation": True, "episode_return": True}, {"interleaved": True, "return_to_go": "total"}],
+    [
+        {},
+        {"previous_observation": True, "episode_return": True},
+        {"interleaved": True, "return_to_go": "total"},
+        {"mixture": MIXTURE},
+        {"mixture": replace(MIXTURE, summary="episodes"), "interleaved": True, "return_to_go": "total"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("space", SPACES)
@@ -103,9 +118,10 @@ def test_future_changes_nothing_and_one_cached_step_equals_the_full_pass(space, 
         torch.testing.assert_close(one[:, 0], full[:, t], rtol=1e-4, atol=1e-4)
 
 
+@mixed
 @torch.no_grad()
-def test_cached_lanes_may_reset_at_different_times_and_prefills_may_be_padded():
-    policy = make()
+def test_cached_lanes_may_reset_at_different_times_and_prefills_may_be_padded(options):
+    policy = make(**options)
     inputs = step_inputs(policy)
     full = policy.step_window(*inputs)
     cache = policy.empty_cache(3)
@@ -120,9 +136,10 @@ def test_cached_lanes_may_reset_at_different_times_and_prefills_may_be_padded():
         torch.testing.assert_close(one[:, 0], full[torch.arange(3), at], rtol=1e-4, atol=1e-4)
 
 
+@mixed
 @torch.no_grad()
-def test_permuting_the_lanes_permutes_the_outputs():
-    policy = make()
+def test_permuting_the_lanes_permutes_the_outputs(options):
+    policy = make(**options)
     inputs, order = step_inputs(policy), [2, 0, 1]
     torch.testing.assert_close(policy.step_window(*cut(inputs, order)), policy.step_window(*inputs)[order])
 
@@ -140,9 +157,10 @@ def transition_inputs(policy, batch=3, length=6, seed=0):
 
 @pytest.mark.parametrize("exact_set", [False, True])
 @pytest.mark.parametrize("space", ["grid", "dict"])
+@pytest.mark.parametrize("mixture", [MixtureConfig(), MIXTURE], ids=["dense", "mixture"])
 @torch.no_grad()
-def test_queries_see_their_prefix_alone_and_cached_equals_full(exact_set, space):
-    policy = make("transition", space, exact_set=exact_set)
+def test_queries_see_their_prefix_alone_and_cached_equals_full(exact_set, space, mixture):
+    policy = make("transition", space, exact_set=exact_set, mixture=mixture)
     context, query = transition_inputs(policy)
     full = policy.query_window(context, query, torch.arange(7))
     changed, _ = transition_inputs(policy, seed=20)
@@ -179,8 +197,8 @@ def test_queries_see_their_prefix_alone_and_cached_equals_full(exact_set, space)
 @torch.no_grad()
 def test_exact_set_does_not_care_about_order_and_the_causal_context_does():
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    for exact_set in (True, False):
-        policy = make("transition", exact_set=exact_set)
+    for exact_set, mixture in product((True, False), (MixtureConfig(), MIXTURE)):
+        policy = make("transition", exact_set=exact_set, mixture=mixture)
         context, query = transition_inputs(policy)
         shuffled = tuple(part[:, order] for part in context)
         first, second = (policy.query_window(c, query[:, :1], torch.tensor([6])) for c in (context, shuffled))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from envs import make_family
-from icrl.config import FamilyConfig, MemoryConfig, ModelConfig, ObjectiveConfig, Recipe, TrainConfig
+from icrl.config import FamilyConfig, MemoryConfig, MixtureConfig, ModelConfig, ObjectiveConfig, Recipe, TrainConfig
 from icrl.data import schema, writer
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Decision
@@ -36,6 +36,7 @@ RECIPE = Recipe(
         validation_lanes=4,
     ),
 )
+MIXTURE = MixtureConfig(blocks=(0,), token_experts=3, task_experts=4)
 LAYOUTS = {
     "ad": RECIPE,
     "dpt step": replace(RECIPE, objective=ObjectiveConfig("dpt", start_fraction=1.0)),
@@ -45,6 +46,15 @@ LAYOUTS = {
         objective=ObjectiveConfig("dpt", start_fraction=1.0),
     ),
     "ad memory": replace(RECIPE, model=replace(RECIPE.model, memory=MemoryConfig(k=2, chunk=3, every=4))),
+    "ad mixture": replace(RECIPE, model=replace(RECIPE.model, mixture=MIXTURE)),
+    "ad memory and mixture": replace(
+        RECIPE, model=replace(RECIPE.model, memory=MemoryConfig(k=2, chunk=3, every=4), mixture=MIXTURE)
+    ),
+    "dpt transition mixture": replace(
+        RECIPE,
+        model=replace(RECIPE.model, layout="transition", rotary=False, episode_embedding=False, mixture=MIXTURE),
+        objective=ObjectiveConfig("dpt", start_fraction=1.0),
+    ),
     "dt": replace(
         RECIPE,
         model=replace(RECIPE.model, window=6, episodic=True, return_to_go="total", interleaved=True),

@@ -62,6 +62,7 @@ class WindowSampler:
 
     With probability ``start_fraction`` a window starts at the beginning of its history, else at a uniformly drawn episode
     start from which the history still fills the window (at the beginning if there is none), or with ``anywhere`` at any such step.
+    With ``paired`` a batch holds two windows of each of its tasks, of different histories where there are such.
     ``episodic`` windows stay inside one uniformly drawn episode of the history and start, with that probability, where it begins. With ``symmetries`` each
     window is seen under one of them, together with what ``memory`` retrieved for it. Raises UserError for options out of range.
     """
@@ -77,6 +78,7 @@ class WindowSampler:
         episodic: bool = False,
         symmetries: Sequence[Symmetry] = (),
         memory: Retriever | None = None,
+        paired: bool = False,
         seed: int = 0,
     ):
         if not 0 <= start_fraction <= 1:
@@ -94,12 +96,14 @@ class WindowSampler:
         self.episodic = episodic
         self.symmetries = symmetries
         self.memory = memory
+        self.paired = paired
+        self.by_task = [np.flatnonzero(store.task == task) for task in np.unique(store.task)] if paired else []
         self.seed = seed
 
     def batch(self, step: int, batch_size: int) -> Window:
         """Batch number ``step``: (batch_size, length) windows of uniformly drawn histories."""
         rng = generator(self.seed, "windows", step)
-        histories = rng.integers(self.store.num_histories, size=batch_size)
+        histories = self._draw_histories(rng, batch_size)
         later = rng.random(batch_size) >= self.start_fraction
         draws = rng.random((batch_size, 1 + self.episodic))
         starts = np.array(
@@ -111,6 +115,19 @@ class WindowSampler:
         if self.memory is not None:
             window = self.memory.retrieve(window, rng)
         return mirrored(window, self.symmetries, rng) if self.symmetries else window
+
+    def _draw_histories(self, rng: np.random.Generator, batch_size: int) -> Array:
+        """(B,) history of each window: uniformly drawn, or two of the same task, one after the other, of as many tasks as that makes."""
+        if not self.paired:
+            return rng.integers(self.store.num_histories, size=batch_size)
+        if batch_size % 2 or batch_size // 2 > len(self.by_task):
+            raise UserError(
+                f"batches of {batch_size} windows, two of each task, need an even number and {batch_size // 2} tasks, the histories are of {len(self.by_task)}: "
+                "lower train.batch_size, collect from more tasks or set model.mixture.contrast to 0"
+            )
+        tasks = rng.choice(len(self.by_task), batch_size // 2, replace=False)
+        pairs = [rng.choice(self.by_task[task], 2, replace=len(self.by_task[task]) < 2) for task in tasks.tolist()]
+        return np.concatenate(pairs)
 
     def _draw_start(self, history: int, later: bool, draws: list[float]) -> tuple[int, int]:
         """An episode of the history (counted from 0), and how many steps into it a window starts; ``draws`` in [0, 1)."""

@@ -20,18 +20,29 @@ class Pattern(Protocol):
         """Keys and values of the tokens (B, H, T, d), queries of all or of the last ones (B, H, t, d) -> what each of these gathers (B, H, t, d)."""
         ...
 
+    def summarise(self, layer: int, x: Tensor) -> Tensor:
+        """x (B, T, D) of the tokens -> the mean of those that a task may be told from at each of them (B, T, D), 0 where there is none."""
+        ...
+
 
 class CausalWindow:
-    """Every token sees itself and what came before."""
+    """Every token sees itself and what came before.
 
-    def __init__(self, length: int):
-        self.length = length
+    It is summarised from the first ``told`` (T,) or (B, T) tokens of the window; by default from those that it sees.
+    """
+
+    def __init__(self, length: int, told: Tensor | None = None):
+        self.length, self.told = length, told
 
     def positions(self, angles: Tensor) -> Tensor:
         return angles[: self.length]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def summarise(self, layer: int, x: Tensor) -> Tensor:
+        told = torch.arange(1, self.length + 1, device=x.device) if self.told is None else self.told
+        return mean_of_first(running_sums(x), told.expand(x.shape[:2]))
 
 
 class QueriedWindow:
@@ -46,6 +57,7 @@ class QueriedWindow:
         columns = torch.arange(1 + num_context, device=device)
         own = torch.eye(num_queries, dtype=torch.bool, device=device)
         self.mask = torch.cat([columns <= prefixes[:, None], own], 1)  # (Q, 1 + P + Q)
+        self.told = 1 + torch.cat([columns, prefixes])  # (1 + P + Q,)
 
     def positions(self, angles: Tensor) -> Tensor:
         return angles[: self.first_query + len(self.mask)]
@@ -61,6 +73,27 @@ class QueriedWindow:
         else:
             gathered = F.scaled_dot_product_attention(*context, is_causal=True)
         return torch.cat([gathered, answers], 2)
+
+    def summarise(self, layer: int, x: Tensor) -> Tensor:
+        end = self.first_query
+        means = mean_of_first(running_sums(x[:, :end]), self.told.expand(x.shape[:2]))
+        return torch.cat([first_and_self(x[:, :1], x[:, :end]), means[:, end:]], 1) if self.exact_set else means
+
+
+def running_sums(x: Tensor) -> Tensor:
+    """(B, T, D) -> sums of the first 1 to T, in float32."""
+    return x.float().cumsum(1)
+
+
+def mean_of_first(sums: Tensor, told: Tensor) -> Tensor:
+    """Running sums (B, S, D) -> means of the first ``told`` (B, T), (B, T, D); 0 where that is none."""
+    rows = torch.arange(len(sums), device=sums.device)[:, None]
+    return sums[rows, (told - 1).clamp(min=0)] * ((told > 0) / told.clamp(min=1))[..., None]
+
+
+def first_and_self(first: Tensor, x: Tensor) -> Tensor:
+    """What tokens of an exact set are summarised from: the beginning-of-context token (B, 1, D) and themselves (B, T, D)."""
+    return (first.float() + x.float()) / 2
 
 
 def see_first_and_self(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ on: a query token, which nothing may attend to later, is simply overwritten by t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icrl.interfaces import UserError
+from icrl.models.attention import first_and_self, mean_of_first, running_sums
 
 
 @dataclass
@@ -24,12 +26,24 @@ class KVCache:
     keys: Tensor
     values: Tensor
     lengths: Tensor  # (B,) int64
+    sums: dict[
+        int, Tensor
+    ]  # by layer with a task router (B, S, D) float32: the sum up to each slot of what it summarises
 
     @staticmethod
-    def empty(num_layers: int, lanes: int, heads: int, slots: int, head_width: int, device: torch.device) -> KVCache:
-        """Nothing read yet. Raises UserError where so many lanes do not fit the memory."""
+    def empty(
+        num_layers: int,
+        lanes: int,
+        heads: int,
+        slots: int,
+        head_width: int,
+        device: torch.device,
+        summarised: Sequence[int] = (),
+        width: int = 0,
+    ) -> KVCache:
+        """Nothing read yet; the layers ``summarised`` keep running sums of that ``width``. Raises UserError where so many lanes do not fit the memory."""
         shape = (num_layers, lanes, heads, slots, head_width)
-        needed = 2 * 4 * math.prod(shape)
+        needed = 2 * 4 * math.prod(shape) + 4 * len(summarised) * lanes * slots * width
         if device.type == "cpu" and needed > psutil.virtual_memory().available:
             raise UserError(
                 f"the keys and values of {lanes:,} lanes take {needed / 1e9:.1f} GB, more memory than is free: use fewer lanes at once "
@@ -39,6 +53,7 @@ class KVCache:
             torch.zeros(shape, device=device),
             torch.zeros(shape, device=device),
             torch.zeros(lanes, dtype=torch.int64, device=device),
+            {layer: torch.zeros(lanes, slots, width, device=device) for layer in summarised},
         )
 
     @property
@@ -57,8 +72,15 @@ class CacheView:
         The new tokens stand behind nothing: they see themselves and the new ones before them.
     """
 
-    def __init__(self, cache: KVCache, num_new: int, lanes: Tensor | None, allowed: Tensor | None = None):
-        self.cache, self.num_new, self.lanes = cache, num_new, lanes
+    def __init__(
+        self,
+        cache: KVCache,
+        num_new: int,
+        lanes: Tensor | None,
+        allowed: Tensor | None = None,
+        told: Tensor | None = None,
+    ):
+        self.cache, self.num_new, self.lanes, self.allowed = cache, num_new, lanes, allowed
         self.lengths = cache.lengths if lanes is None else cache.lengths[lanes]  # (n,)
         self.first = int(self.lengths.max()) if len(self.lengths) else 0
         self.together = lanes is None and bool((self.lengths == self.first).all())
@@ -67,6 +89,7 @@ class CacheView:
             raise ValueError(f"{self.num_read} tokens do not fit {cache.num_slots} slots of the cache")
         device = cache.lengths.device
         self.slots = self.lengths[:, None] + torch.arange(num_new, device=device)  # (n, T)
+        self.told = self.slots + 1 if told is None else told  # (n, T) slots that a new token is summarised from
         self.mask: Tensor | None = None
         self.causal = self.first == 0 and allowed is None
         if not self.causal and (allowed is not None or not self.together or num_new > 1):
@@ -85,6 +108,17 @@ class CacheView:
         """Write keys and values of the new tokens (n, H, T, d); gather (n, H, T, d) from all that they may see."""
         keys, values = self._extend(layer, k, v)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask, is_causal=self.causal)
+
+    def summarise(self, layer: int, x: Tensor) -> Tensor:
+        """Continue the running sums of a layer by its new tokens (n, T, D); what these are summarised from (n, T, D)."""
+        kept, slots = self.cache.sums[layer], self.slots
+        lanes = torch.arange(len(kept), device=x.device) if self.lanes is None else self.lanes
+        before = kept[lanes, (self.lengths - 1).clamp(min=0)] * (self.lengths > 0)[:, None]
+        kept[lanes[:, None], slots] = before[:, None] + running_sums(x)
+        means = mean_of_first(kept if self.lanes is None else kept[lanes], self.told)
+        if self.allowed is None:
+            return means
+        return torch.where(self.allowed[..., None], means, first_and_self(kept[lanes, :1], x))
 
     def _extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's new keys and values (n, H, T, d); return all that the new tokens may read (n, H, S', d)."""

@@ -19,6 +19,7 @@ from icrl.interfaces import FamilySpec, Observation, UserError
 from icrl.models.attention import CausalWindow, QueriedWindow
 from icrl.models.cache import CacheView, KVCache
 from icrl.models.heads import make_head
+from icrl.models.moe import Mixture, check_mixture
 from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
 from icrl.models.tokens import Previous, RetrievedTokens, StepTokens, TransitionTokens
 from icrl.models.transformer import Block, Transformer
@@ -61,6 +62,9 @@ class Policy(nn.Module):
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
             if name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
+        for module in self.modules():
+            if isinstance(module, Mixture):
+                module.initialise(config.num_layers)
         for tokens in (self.tokens, self.retrieved_tokens):
             for module in tokens.action_reward.children() if tokens is not None else ():
                 if isinstance(module, nn.Embedding):
@@ -90,6 +94,8 @@ class Policy(nn.Module):
             self.num_slots,
             config.attention_width // config.num_heads,
             self.device,
+            config.mixture.blocks if config.mixture.by_task else (),
+            config.width,
         )
 
     # layout `step`
@@ -105,7 +111,8 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given."""
         x = self.tokens(observation, previous, episode, episode_step, hidden)
-        return self._read_out(self.transformer(x, CausalWindow(x.shape[1]), memory=memory))
+        pattern = CausalWindow(x.shape[1], self._told(episode_step, 0))
+        return self._read_out(self.transformer(x, pattern, memory=memory))
 
     def step_cached(
         self,
@@ -123,10 +130,25 @@ class Policy(nn.Module):
         Keeps them all, or of each lane the first ``num_kept`` (n,), the rest being padding.
         """
         x = self.tokens(observation, previous, episode, episode_step)
-        view = CacheView(cache, x.shape[1], lanes)
+        behind = cache.lengths if lanes is None else cache.lengths[lanes]
+        view = CacheView(cache, x.shape[1], lanes, told=self._told(episode_step, behind[:, None]))
         output = self._read_out(self.transformer(x, view, memory=memory))
         view.keep(x.shape[1] if num_kept is None else num_kept * self.config.tokens_per_step)
         return output
+
+    def _told(self, episode_step: Tensor, behind: Tensor | int) -> Tensor | None:
+        """(n, tokens) how many tokens the task is told from at each token of steps (n, T), the same for all tokens of a step.
+
+        ``behind`` of them, (n, 1), were read before. None where nothing asks for it.
+        """
+        if not self.config.mixture.by_task:
+            return None
+        each = self.config.tokens_per_step
+        first = behind + each * torch.arange(episode_step.shape[1], device=episode_step.device)
+        told = first + 1
+        if self.config.mixture.summary == "episodes":
+            told = (first - each * episode_step).clamp(min=0)
+        return told.expand(episode_step.shape).repeat_interleave(each, 1)
 
     def _read_out(self, features: Tensor) -> Tensor:
         """Head parameters (B, T, ·) at the last token of every step."""
@@ -209,13 +231,14 @@ class Policy(nn.Module):
         """
         queries = self.tokens.query(query)  # (B, 1, D)
         if not bool(pending.any()):
-            view = CacheView(cache, 1, None)
+            view = CacheView(cache, 1, None, told=cache.lengths[:, None])
             return self.head(self.transformer(queries, view)[:, 0])
         x = torch.cat([torch.where(pending[:, None, None], self.tokens.context(*context), queries), queries], 1)
         allowed = None
         if self.config.exact_set:
             allowed = torch.stack([~pending, torch.ones_like(pending)], 1)
-        view = CacheView(cache, 2, None, allowed)
+        held = cache.lengths + pending
+        view = CacheView(cache, 2, None, allowed, told=held[:, None].expand(-1, 2))
         features = self.transformer(x, view)
         view.keep(pending.long())
         return self.head(features[torch.arange(len(x), device=x.device), pending.long()])
@@ -241,7 +264,17 @@ class Policy(nn.Module):
         )
         attention = 2 * config.attention_width * pairs  # scores and values
         head = self.head.linear.weight.numel() * (num_queries or length)
-        return 3 * 2.0 * batch * (gathering + moving + attention + head + self._remembering(length))
+        routing = self._routing(num_queries or length, length)
+        return 3 * 2.0 * batch * (gathering + moving + attention + head + routing + self._remembering(length))
+
+    def _routing(self, moved: int, length: int) -> float:
+        """Products of the routers in one forward pass over ``length`` tokens, of which the last layer moves ``moved`` on; experts count as the dense layer."""
+        config, mixture = self.config, self.config.mixture
+        tokens = sum(moved if block == config.num_layers - 1 else length for block in mixture.blocks)
+        experts = [mixture.token_experts] * (mixture.parts != "task") + [mixture.task_experts] * (
+            mixture.parts != "token"
+        )
+        return tokens * config.width * sum(config.width + 2 * number for number in experts)
 
     def _remembering(self, length: int) -> float:
         """Products of the cross-attention in one forward pass over ``length`` tokens."""
@@ -270,6 +303,7 @@ def check_model(config: ModelConfig) -> None:
         if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"model.{name} is {getattr(config, name)}, expected a positive number")
     check_memory(config)
+    check_mixture(config)
     if config.window < 2:
         raise UserError(f"model.window {config.window} is too short: it must hold at least 2 tokens")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from icrl.config import ModelConfig
 from icrl.models.attention import Pattern
+from icrl.models.moe import Mixture
 from icrl.models.retrieval import CrossAttention, MemoryView
 
 
@@ -65,25 +66,29 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + cross(norm(x)) where there is a memory, then x + mlp(norm(x)).
+    """x + attention(norm(x)), then x + cross(norm(x)) where there is a memory, then x + mlp(norm(x)), which may be a mixture of experts.
 
     Of the tokens from ``first`` on: the others are only looked at.
     """
 
-    def __init__(self, config: ModelConfig, remembers: bool):
+    def __init__(self, config: ModelConfig, remembers: bool, mixes: bool):
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.attention, self.mlp = Attention(config), MLP(config)
+        self.attention, self.mlp = Attention(config), Mixture(config) if mixes else MLP(config)
         self.cross_norm = nn.LayerNorm(config.width) if remembers else None
         self.cross = CrossAttention(config) if remembers else None
 
     def forward(
         self, x: Tensor, angles: Tensor | None, pattern: Pattern, layer: int, first: int, memory: MemoryView | None
     ) -> Tensor:
-        x = x[:, first:] + self.attention(self.attention_norm(x), angles, pattern, layer, first)
+        seen = self.attention_norm(x)
+        x = x[:, first:] + self.attention(seen, angles, pattern, layer, first)
         if self.cross is not None and self.cross_norm is not None and memory is not None:
             x = x + memory.attend(layer, self.cross, self.cross_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        if isinstance(self.mlp, MLP):
+            return x + self.mlp(self.mlp_norm(x))
+        summary = pattern.summarise(layer, seen)[:, first:] if self.mlp.task_router is not None else None
+        return x + self.mlp(self.mlp_norm(x), summary)
 
 
 class Transformer(nn.Module):
@@ -95,7 +100,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         remembering = config.memory.k > 0, config.memory.k > 0 and config.memory.layers == "all"
-        self.blocks = nn.ModuleList(Block(config, remembering[n > 0]) for n in range(config.num_layers))
+        mixing = config.mixture.blocks
+        self.blocks = nn.ModuleList(Block(config, remembering[n > 0], n in mixing) for n in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
         angles = (
             rotary_angles(num_slots, config.attention_width // config.num_heads) if config.rotary else torch.empty(0)

@@ -24,7 +24,8 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
     remembers = model.memory.k > 0
     if config.name != "dpt" and model.layout != "step":
         raise UserError(f"objective.name {config.name} needs model.layout step, not {model.layout}")
-    if config.name == "ad" and not remembers and (model.episodic or model.window < 2 * spec.horizon):
+    short = model.episodic or model.window < 2 * spec.horizon
+    if config.name == "ad" and not remembers and not config.short_window and short:
         raise UserError(
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
             f"episodes: set model.window to at least {2 * spec.horizon} and model.episodic to False, or give the model a memory"
@@ -39,7 +40,7 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             f"objective.start_fraction {config.start_fraction} cuts windows out of the middle of histories, from which DPT's labels do not "
             "follow: set it to 1"
         )
-    for name, unused in (("keep_every", 1), ("token_mask", 0)):
+    for name, unused in (("keep_every", 1), ("token_mask", 0), ("short_window", False)):
         if config.name != "ad" and getattr(config, name) != unused:
             raise UserError(
                 f"objective.{name} {getattr(config, name)} is an option of AD, not of {config.name.upper()}: set it to {unused}"

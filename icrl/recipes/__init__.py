@@ -10,7 +10,16 @@ from icrl.config import Recipe
 from icrl.interfaces import UserError
 from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
 from icrl.recipes.control import cheetah_vel, point_robot
-from icrl.recipes.memory import radt, radt_ad, radt_dpt, radt_dt
+from icrl.recipes.memory import (
+    large_darkroom_memory,
+    large_darkroom_window,
+    large_keydoor_memory,
+    large_keydoor_window,
+    radt,
+    radt_ad,
+    radt_dpt,
+    radt_dt,
+)
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
 from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
 from icrl.registry import import_named, nearest
@@ -31,6 +40,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "radt-ad": radt_ad,
     "radt-dpt": radt_dpt,
     "radt-dt": radt_dt,
+    "large-darkroom-memory": large_darkroom_memory,
+    "large-darkroom-window": large_darkroom_window,
+    "large-keydoor-memory": large_keydoor_memory,
+    "large-keydoor-window": large_keydoor_window,
     "smoke": smoke,
 }
 

@@ -122,7 +122,7 @@ def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryCo
             episode_return=family == "keydoor",
             memory=memory,
         ),
-        objective=ObjectiveConfig("ad", start_fraction=0.2),
+        objective=ObjectiveConfig("ad", start_fraction=0.2, short_window=memory.k == 0),
         train=TrainConfig(
             steps=2000,
             batch_size=32,
