@@ -26,6 +26,7 @@ SOURCES: dict[str, str] = {
     "nearest_plausible": "agents.bayes:NearestPlausible",
     "blind_sweep": "agents.bayes:BlindSweep",
     "sweep_then_return": "agents.bayes:SweepThenReturn",
+    "by_member": "agents.by_member:ByMember",
 }
 GROUP = "icrl.sources"
 """Entry-point group in which another package may add sources."""

@@ -37,6 +37,7 @@ FAMILIES: dict[str, str] = {
     "metaworld_reach": "envs.metaworld_tasks:MetaworldReach",
     "metaworld_push": "envs.metaworld_tasks:MetaworldPush",
     "augmented": "envs.wrappers:Augmented",
+    "mixed": "envs.mixed:Mixed",
 }
 GROUP = "icrl.families"
 """Entry-point group in which another package may add families."""

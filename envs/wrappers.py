@@ -22,6 +22,7 @@ from envs.base import LanesEnv
 from envs.room import partition
 from envs.tasks import check_least
 from icrl.interfaces import Array, Family, FamilySpec, Observation, Posterior, Split, Tasks, TaskVectorEnv, UserError
+from icrl.registry import read_option
 from icrl.seeding import generator
 
 _PREFIX = "inner_"
@@ -65,7 +66,7 @@ class Augmented:
     @cached_property
     def family(self) -> Family:
         """The inner family."""
-        return make_family(self.inner, **dict(map(_read_option, self.inner_options)))
+        return make_family(self.inner, **dict(read_option(option, "inner_options") for option in self.inner_options))
 
     @cached_property
     def _augmentations(self) -> dict[str, Augmentation]:
@@ -249,17 +250,6 @@ class AugmentedVectorEnv(LanesEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         self._env.close(**kwargs)
-
-
-def _read_option(text: str) -> tuple[str, Any]:
-    """ "width=5" -> ("width", 5): a value is read as JSON where it is some, else as text. Raises UserError without a "="."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"inner_options has {text!r}: expected name=value, like width=5")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def _same(value: Any) -> Any:

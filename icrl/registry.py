@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable
@@ -33,6 +34,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+
+
+def read_option(text: str, where: str) -> tuple[str, Any]:
+    """ "width=5" -> ("width", 5): a value is read as JSON where it is some, else as text. Raises UserError, naming ``where``, without a "="."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{where} has {text!r}: expected name=value, like width=5")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def import_named(module_name: str, kind: str, name: str) -> types.ModuleType:

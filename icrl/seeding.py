@@ -7,6 +7,7 @@ whatever the number of lanes, workers or shards, at numpy speed.
 
 from __future__ import annotations
 
+import copy
 import zlib
 
 import numpy as np
@@ -51,6 +52,12 @@ class LaneStreams:
         base = np.uint64(seed_sequence(root, *names).generate_state(1, np.uint64)[0])
         self._keys = _mix(base + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN)  # (B,)
         self.counters = np.zeros(len(self._keys), np.uint64)  # (B,) draws made so far; saving these saves the streams
+
+    def of_lanes(self, lanes: np.ndarray) -> LaneStreams:
+        """The streams of some lanes (n,) from where they are; from then on these and ours know nothing of each other."""
+        some = copy.copy(self)
+        some._keys, some.counters = self._keys[lanes], self.counters[lanes]
+        return some
 
     @property
     def num_lanes(self) -> int:

@@ -54,6 +54,14 @@ VARIANTS = [
             "permute_observations": True,
         },
     ),
+    ("mixed", {"tasks_per_member": 6, "test_tasks_per_member": 4}),
+    (
+        "mixed",
+        {
+            "members": ("darkroom width=4 height=4 horizon=9 num_validation=2", "minigrid_empty size=6"),
+            "unseen": ("keydoor width=4 height=4 horizon=20 num_validation=2",),
+        },
+    ),
     ("maze_runner", {}),
     ("maze_runner", {"size": 7, "horizon": 25, "max_goals": 2, "begin": "anywhere"}),
     ("point_robot", {}),
@@ -65,7 +73,7 @@ VARIANTS = [
     ("metaworld_reach", {"horizon": 8}),
     ("metaworld_push", {"horizon": 8}),
 ]
-ENDS_EARLY = {"maze_runner"}
+ENDS_EARLY = {"maze_runner", "mixed"}
 """Families whose episodes can end before the horizon."""
 NEEDS = {"half_cheetah": "mujoco", "ant": "mujoco", "walker": "mujoco", "metaworld": "metaworld"}
 """Optional libraries by the beginning of a family's name: simulated robots, whose returns are measured."""
@@ -106,9 +114,10 @@ def test_single_environment_with_options_passes_check_env(name, options):
     check_env(env.unwrapped, skip_render_check=True)
     env.reset(seed=0)
     family = make_family(name, **options)
-    for t in range(family.spec.horizon):
+    horizon = family.families[0].spec.horizon if name == "mixed" else family.spec.horizon  # type: ignore[attr-defined]
+    for t in range(horizon):
         *_, terminated, truncated, _ = env.step(np.zeros_like(some_actions(family, 1, 1)[0, 0]))
-        assert not terminated and truncated == (t == family.spec.horizon - 1)
+        assert not terminated and truncated == (t == horizon - 1)
 
 
 def play(env, actions, seed=3):
@@ -239,7 +248,9 @@ def test_scattered_is_one_step_long(name, options):
     assert ended.all() and all("final_obs" in info for info in infos)
     space, num_states = family.spec.observation_space, 400  # a plane has no end of states
     if isinstance(space, MultiDiscrete):
-        few = name.startswith(("minigrid", "maze"))  # there most combinations of an observation's parts cannot be seen
+        few = name.startswith(
+            ("minigrid", "maze", "mixed")
+        )  # there most combinations of an observation's parts cannot be seen
         num_states = 30 if few else np.prod(space.nvec)
     assert len(np.unique(observations[1], axis=0)) > 0.9 * num_states
 

@@ -22,6 +22,16 @@ ONCE = ("darkroom", {"width": 4, "height": 3, "horizon": 15, "num_validation": 2
 GAUSSIAN = ("gaussian_bandit", {"horizon": 10, "num_arms": 3})
 BERNOULLI = ("bernoulli_bandit", {"horizon": 10})
 POINT = ("point_robot", {"horizon": 10})
+MIXED = (
+    "mixed",
+    {
+        "members": (
+            "darkroom width=3 height=3 horizon=7 num_validation=1",
+            "keydoor width=3 height=4 horizon=12 num_validation=2",
+        ),
+        "unseen": (),
+    },
+)
 FOR_BOXES = {"random", "uniform", "optimal", "annealed", "misled", "sample_and_hold", "posterior_sampling"}
 FOR_BANDITS = {"ucb", "linucb", "empirical_mean"}
 FOR_ROOMS = {"nearest_plausible", "blind_sweep", "sweep_then_return"}
@@ -30,7 +40,7 @@ PAIRS = [
     for source in SOURCES
     if source != "rl2"  # needs a run: tests/test_rl2.py
     and not hasattr(source_class(source), "record")  # those are no agents: tests/test_sb3.py
-    for family in (ROOM, PERMUTED, ONCE, GAUSSIAN, BERNOULLI, POINT)
+    for family in ((MIXED,) if source == "by_member" else (ROOM, PERMUTED, ONCE, GAUSSIAN, BERNOULLI, POINT))
     if not (source in FOR_BANDITS and family[0] == "darkroom")
     and not (source in FOR_ROOMS and family[0] != "darkroom")
     and not (family is POINT and source not in FOR_BOXES)
