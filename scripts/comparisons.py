@@ -16,7 +16,6 @@ from icrl.metrics import Bootstrap
 from icrl.published import section
 from scripts.cells import Cell, scores
 
-SEEDS = (0, 1, 2)
 EPISODES = {"all": "all trials", "late": "late trials", "last": "last trial"}
 
 
@@ -31,11 +30,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods on the same tasks; the first is the one that the others are compared with, in the episodes that ``compared`` names."""
+    """Methods on the same tasks; the first is the one that the others are compared with, in the episodes that ``compared`` names.
+
+    ``normalised``: 0 is what uniform actions earned on a task and 1 its optimum.
+    """
 
     title: str
     methods: tuple[Method, ...]
     compared: str = "late"
+    normalised: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)  # of training
+
+    def runs_of(self, method: Method) -> dict[int, str]:
+        """The names of a method's runs by training seed."""
+        return {seed: f"{method.recipe}@{seed}" if seed else method.recipe for seed in self.seeds}
 
 
 _RADT = section("darkroom_radt_protocol")["final_return"]["10x10"]
@@ -49,23 +57,40 @@ COMPARISONS = (
             Method("radt-dt", "DT: context of 50 steps", f"{_RADT['DT']}"),
         ),
     ),
+    *(
+        Comparison(
+            f"{room}, 400 steps, window of half an episode, 10 trials, distilled Bayes explorer (privileged data)",
+            (Method(f"{recipe}-memory", "with a memory"), Method(f"{recipe}-window", "without")),
+            compared="all",
+            seeds=(0,),
+        )
+        for room, recipe in (("20×20 Dark Room, random starts", "large-darkroom"), ("20×20 Key-Door", "large-keydoor"))
+    ),
+    Comparison(
+        "Several families of rooms at once, 10 trials, normalised returns, distilled Bayes explorers (privileged data)",
+        (
+            Method("t2mir-ad", "T2MIR: experts by token and by task"),
+            Method("t2mir-ad-dense", "dense, as many active weights"),
+            Method("t2mir-ad-token", "experts by token alone"),
+            Method("t2mir-ad-task", "experts by task alone"),
+            Method("t2mir-ad-no-contrast", "both, without contrast"),
+            Method("t2mir-ad-no-balance", "both, without balance"),
+        ),
+        compared="all",
+        normalised=True,
+    ),
 )
-
-
-def runs_of(recipe: str) -> dict[int, str]:
-    """The names of a recipe's runs by training seed."""
-    return {seed: f"{recipe}@{seed}" if seed else recipe for seed in SEEDS}
 
 
 def compared_runs() -> list[str]:
     """All runs of all comparisons."""
-    methods = [method for comparison in COMPARISONS for method in comparison.methods]
-    return [run for method in methods for run in runs_of(method.recipe).values()]
+    return [run for one in COMPARISONS for method in one.methods for run in one.runs_of(method).values()]
 
 
 def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     """The table in Markdown of those methods of which there are runs; empty while there are none of the first."""
-    done = [_by_seed(method.recipe, cells) for method in comparison.methods]
+    named = [comparison.runs_of(method) for method in comparison.methods]
+    done = [{seed: cells[run] for seed, run in runs.items() if run in cells} for runs in named]
     if not done[0]:
         return ""
     less = f"the first method less this, {EPISODES[comparison.compared]}, paired"
@@ -78,32 +103,41 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
         "minutes a run",
         "command",
     )
-    rows = [_row(*row, done[0], comparison.compared) for row in zip(comparison.methods, done, strict=True) if row[1]]
+    rows = [_row(*row, done[0], comparison) for row in zip(comparison.methods, done, strict=True) if row[1]]
     lines = [" | ".join(columns), "|".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
     return f"{comparison.title}:\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
-def _by_seed(recipe: str, cells: Mapping[str, Cell]) -> dict[int, Cell]:
-    return {seed: cells[run] for seed, run in runs_of(recipe).items() if run in cells}
+def _row(
+    method: Method, done: Mapping[int, Cell], first: Mapping[int, Cell], comparison: Comparison
+) -> tuple[str, ...]:
+    def scored(cell: Cell, which: str) -> Array:
+        return _normalised(cell, which) if comparison.normalised else scores(cell, which)
 
-
-def _row(method: Method, done: Mapping[int, Cell], first: Mapping[int, Cell], compared: str) -> tuple[str, ...]:
-    shown = [_estimated([scores(cell, which) for cell in done.values()]) for which in EPISODES]
-    pairs = [scores(first[seed], compared) - scores(done[seed], compared) for seed in done if seed in first]
-    less = "–" if done is first or not pairs else _estimated(pairs)
+    digits = 3 if comparison.normalised else 1
+    shown = [_estimated([scored(cell, which) for cell in done.values()], digits) for which in EPISODES]
+    pairs = [scored(first[s], comparison.compared) - scored(done[s], comparison.compared) for s in done if s in first]
+    less = "–" if done is first or not pairs else _estimated(pairs, digits)
     minutes = np.mean([cell["seconds"] for cell in done.values()]) / 60
-    command = f"`icrl reproduce {' '.join(runs_of(method.recipe).values())}`"
+    command = f"`icrl reproduce {' '.join(comparison.runs_of(method).values())}`"
     return (method.what, *shown, less, method.published, str(len(done)), f"{minutes:.0f}", command)
 
 
-def _estimated(by_seed: Sequence[Array]) -> str:
+def _normalised(cell: Cell, which: str) -> Array:
+    """(N,) the agent's score on each task, 0 being that of uniform actions and 1 that of the optimal policy."""
+    low, high = (scores(cell, "all", row) for row in ("random", "optimal"))
+    return (scores(cell, which) - low) / (high - low)
+
+
+def _estimated(by_seed: Sequence[Array], digits: int) -> str:
     """Scores (N,) by task, of each training seed -> their mean with its intervals over tasks, and over training seeds where there are several."""
     values = np.stack(by_seed)
     num_seeds, num_tasks = values.shape
     tasks = Bootstrap(np.arange(num_tasks), num_seeds, 0)(values).estimate()
     seeds = Bootstrap(np.zeros(1, int), num_seeds, 0)(values.mean(1, keepdims=True)).estimate()  # whole seeds are drawn
-    return f"{tasks.mean.item():.1f}{_ends(tasks.over_tasks)}{_ends(seeds.fixed_tasks)}"
-
-
-def _ends(interval: Array | None) -> str:
-    return "" if interval is None else " [{:.1f}, {:.1f}]".format(*interval.ravel())
+    ends = [
+        " [" + ", ".join(f"{end:.{digits}f}" for end in interval.ravel()) + "]"
+        for interval in (tasks.over_tasks, seeds.fixed_tasks)
+        if interval is not None
+    ]
+    return f"{tasks.mean.item():.{digits}f}{''.join(ends)}"

@@ -20,6 +20,15 @@ from icrl.recipes.memory import (
     radt_dpt,
     radt_dt,
 )
+from icrl.recipes.mixture import (
+    t2mir_ad,
+    t2mir_ad_dense,
+    t2mir_ad_no_balance,
+    t2mir_ad_no_contrast,
+    t2mir_ad_task,
+    t2mir_ad_token,
+    t2mir_dpt,
+)
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
 from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
 from icrl.registry import import_named, nearest
@@ -44,6 +53,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "large-darkroom-window": large_darkroom_window,
     "large-keydoor-memory": large_keydoor_memory,
     "large-keydoor-window": large_keydoor_window,
+    "t2mir-ad": t2mir_ad,
+    "t2mir-ad-dense": t2mir_ad_dense,
+    "t2mir-ad-token": t2mir_ad_token,
+    "t2mir-ad-task": t2mir_ad_task,
+    "t2mir-ad-no-contrast": t2mir_ad_no_contrast,
+    "t2mir-ad-no-balance": t2mir_ad_no_balance,
+    "t2mir-dpt": t2mir_dpt,
     "smoke": smoke,
 }
 
