@@ -71,9 +71,13 @@ class Mixed:
                 raise UserError(f"mixed cannot pad actions {done} of {family.spec.name}: it takes discrete ones from 0")
         return families
 
-    @cached_property
+    @property
     def spec(self) -> FamilySpec:
         """Spaces in which all families fit, and the longest of their horizons."""
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> FamilySpec:
         sizes = [family.spec.observation_space.nvec for family in self.families]  # type: ignore[attr-defined]
         padded = np.ones((len(sizes), max(map(len, sizes))), np.int64)
         for row, size in zip(padded, sizes, strict=True):
@@ -85,7 +89,7 @@ class Mixed:
     @cached_property
     def _lists(self) -> list[Split]:
         """The tasks that each family brings: some of its own lists, or for an unseen one some of all of them as test tasks."""
-        most = Split(self.tasks_per_member, max(1, self.test_tasks_per_member // 2), self.test_tasks_per_member)
+        most = self.tasks_per_member, max(1, self.test_tasks_per_member // 2), self.test_tasks_per_member
         lists = []
         for number, family in enumerate(self.families):
             rng = generator(self.task_seed, "mixed", number)

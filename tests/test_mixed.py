@@ -60,7 +60,7 @@ def test_every_lane_plays_its_own_family_behind_the_padding():
         assert (env.optimal_action() < mask.sum(1)).all()
         observation, reward, terminated, truncated, info = env.step(actions)
         for lanes, own in alone:
-            width = own.single_observation_space.shape[0]
+            width = own.single_observation_space.shape[0]  # type: ignore[index]
             seen, paid, over, out, told = own.step(actions[lanes])
             np.testing.assert_array_equal(seen, observation[lanes, :width])
             np.testing.assert_array_equal(paid, reward[lanes])
