@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "report": "report",
     "ablate": "ablate",
+    "probe": "probe",
     "list": "list_names",
     "inspect": "inspect_data",
     "data": "data",
@@ -42,6 +43,7 @@ Every field of a recipe can be overridden, e.g. --train.steps 2000 --model.width
     rl2 RUN           a recurrent policy by reinforcement on the same tasks (RL²), as a baseline
     evaluate RUN      the policy on held-out tasks, weights frozen, against baselines
     ablate RECIPE     what each part of a retrieval memory is worth
+    probe RUN         what a policy of several families knows of its task, and how its experts divide the work
     report RUN...     one HTML page with curves, tables and pictures, for one run or several compared
   to look around
     list WHAT         families, sources, objectives or recipes, with their options

@@ -51,23 +51,23 @@ def test_every_lane_plays_its_own_family_behind_the_padding():
     for member, family in enumerate(FAMILY.families):
         lanes = np.flatnonzero(tasks["member"] == member)
         own = family.make_vec(FAMILY.inner_tasks(member, tasks[lanes]), lanes)
-        np.testing.assert_array_equal(
-            own.reset(seed=4)[0], observation[lanes][:, : own.single_observation_space.shape[0]]
-        )  # type: ignore[index]
+        seen, _ = own.reset(seed=4)
+        np.testing.assert_array_equal(seen, observation[lanes][:, : seen.shape[1]])
         alone.append((lanes, own))
     for _ in range(30):
         actions = (rng.random(len(tasks)) * mask.sum(1)).astype(int)
         assert (env.optimal_action() < mask.sum(1)).all()
         observation, reward, terminated, truncated, info = env.step(actions)
         for lanes, own in alone:
-            width = own.single_observation_space.shape[0]  # type: ignore[index]
             seen, paid, over, out, told = own.step(actions[lanes])
-            np.testing.assert_array_equal(seen, observation[lanes, :width])
+            np.testing.assert_array_equal(seen, observation[lanes, : seen.shape[1]])
             np.testing.assert_array_equal(paid, reward[lanes])
             np.testing.assert_array_equal(over | out, (terminated | truncated)[lanes])
             if "final_obs" in told:
                 ended = told["_final_obs"]
-                np.testing.assert_array_equal(info["final_obs"][lanes, :width][ended], told["final_obs"][ended])
+                np.testing.assert_array_equal(
+                    info["final_obs"][lanes, : seen.shape[1]][ended], told["final_obs"][ended]
+                )
 
 
 def test_an_action_that_a_family_lacks_does_what_its_last_one_does():

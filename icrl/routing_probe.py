@@ -1,0 +1,206 @@
+"""What a policy knows of its task after a while, read out by a linear probe; and how its routers divide the work.
+
+A policy plays tasks of several families (``envs.mixed``). After some episodes two things are kept of every lane: the summary from which a task router decides (the mean
+of what enters the last block so far), which any policy has, and what the task router makes of it. A linear classifier that is fitted on training tasks then tells,
+on held-out tasks, which family a lane plays and, within a family, in which quadrant the goal lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.mixed import Mixed
+from icrl.given_contexts import record_context
+from icrl.in_context import InContextAgent
+from icrl.interfaces import ActionRule, Array, Tasks, UserError
+from icrl.metrics import Bootstrap, Estimate
+from icrl.models.attention import mean_of_first, running_sums
+from icrl.models.moe import Decision, TaskRouter, watched
+from icrl.models.policy import Policy
+from icrl.objectives.base import step_window
+from icrl.seeding import LaneStreams, derive_seed
+
+PLACES = ("goal", "door")
+"""Fields of tasks that say where the reward is; the last that a task has counts."""
+LANES_AT_ONCE = 128
+
+
+class Known(NamedTuple):
+    """What is read from a policy in L lanes."""
+
+    features: dict[str, Array]  # (L, D) by name: summary, and with a task router router
+    choices: dict[str, Array]  # (E,) share of its choices that each expert of a router got
+    experts: Array | None  # (L,) the task router's first choice
+
+
+def known_of(policy: Policy, family: Mixed, tasks: Tasks, *, episodes: int, rule: ActionRule, seed: int) -> Known:
+    """Play ``episodes`` of every task (one lane each), and look at the step that follows. Raises UserError where the window is too short for that."""
+    size = episodes * family.spec.horizon + 1
+    if policy.config.layout != "step" or size > policy.config.window:
+        raise UserError(
+            f"{episodes} episodes of up to {family.spec.horizon} steps do not fit a window of {policy.config.window} in layout {policy.config.layout}: "
+            "look after fewer, at a policy of layout step"
+        )
+    parts = [
+        _known(
+            policy,
+            family,
+            tasks[first : first + LANES_AT_ONCE],
+            episodes,
+            rule,
+            derive_seed(seed, "probe", first),
+            size,
+        )
+        for first in range(0, len(tasks), LANES_AT_ONCE)
+    ]
+    weights = [len(part.features["summary"]) for part in parts]
+    return Known(
+        {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
+        {
+            name: np.average([part.choices[name] for part in parts], axis=0, weights=weights)
+            for name in parts[0].choices
+        },
+        None
+        if parts[0].experts is None
+        else np.concatenate([part.experts for part in parts if part.experts is not None]),
+    )
+
+
+@torch.no_grad()
+def _known(policy: Policy, family: Mixed, tasks: Tasks, episodes: int, rule: ActionRule, seed: int, size: int) -> Known:
+    agent = InContextAgent(policy, streams=LaneStreams(seed, "probe", lane_ids=len(tasks)), rule=rule)
+    window = record_context(agent, family.make_vec(tasks), size, seed=seed)
+    lanes, at = np.arange(len(tasks)), (window.episode < episodes).sum(1)
+    entering: list[Tensor] = []
+    block = policy.transformer.blocks[-1]
+    hook = block.attention_norm.register_forward_hook(lambda module, given, out: entering.append(out))  # type: ignore[union-attr]
+    with watched(policy) as seen:
+        step_window(policy, window)
+    hook.remove()
+    token = at * policy.config.tokens_per_step
+    told = torch.as_tensor(token + 1, device=policy.device)[:, None]
+    features = {"summary": mean_of_first(running_sums(entering[-1]), told)[:, 0]}
+    task_decisions = [decision for decision in seen if isinstance(decision.router, TaskRouter)]
+    experts = None
+    if task_decisions:
+        routes = task_decisions[-1].routes
+        features["router"] = routes.representation[lanes, token]
+        experts = routes.experts[lanes, token, 0].cpu().numpy()
+    choices = {_name(decision): _choices(decision) for decision in seen}
+    return Known({name: value.float().cpu().numpy() for name, value in features.items()}, choices, experts)
+
+
+def _name(decision: Decision) -> str:
+    _, _, block, _, router = decision.name.split(".")
+    return f"{router.removesuffix('_router')} experts, block {block}"
+
+
+def _choices(decision: Decision) -> Array:
+    experts = decision.routes.experts
+    counts = experts.flatten().bincount(minlength=decision.routes.load.shape[-1])
+    return (counts / experts.numel()).cpu().numpy()
+
+
+def probe(fit: Array, fit_labels: Array, features: Array, labels: Array) -> tuple[Array, Array]:
+    """(m,) where a linear classifier that is fitted on (n, D) with labels (n,) is right on others (m, D); (m,) where the most frequent label of (n,) is."""
+    classes, numbers = np.unique(fit_labels, return_inverse=True)
+    weights = _fit(_standard(fit, fit), numbers, len(classes))
+    guessed = classes[(_standard(features, fit) @ weights).argmax(1)]
+    return guessed == labels, labels == classes[np.bincount(numbers).argmax()]
+
+
+def _standard(x: Array, like: Array) -> Array:
+    """Features to mean 0 and variance 1 of ``like``, and a constant."""
+    scaled = (x - like.mean(0)) / (like.std(0) + 1e-6)
+    return np.concatenate([scaled, np.ones((len(x), 1))], 1)
+
+
+def _fit(x: Array, labels: Array, num_classes: int, decay: float = 1e-2) -> Array:
+    """(D, C) weights of a softmax regression with a squared penalty."""
+    inputs, target = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(labels)
+    weights = torch.zeros(inputs.shape[1], num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(inputs @ weights, target) + decay * weights.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    return weights.detach().numpy()
+
+
+def quadrants(family: Mixed, tasks: Tasks) -> Array:
+    """(N,) the quadrant of its room in which a task's goal lies, 0 to 3; -1 where a family's tasks have no place."""
+    found = np.full(len(tasks), -1)
+    for member, rows in family.parts(tasks):
+        own = family.inner_tasks(member, tasks[rows])
+        fields = [name for name in PLACES if name in (own.dtype.names or ())]
+        if fields:
+            nvec = family.families[member].spec.observation_space.nvec  # type: ignore[attr-defined]
+            far = 2 * own[fields[-1]] >= nvec[:2]  # (n, 2)
+            found[rows] = 2 * far[:, 0] + far[:, 1]
+    return found
+
+
+def mutual_information(labels: Array, experts: Array) -> float:
+    """Of labels (L,) and experts (L,), in nats, from their counts."""
+    joint = np.zeros((labels.max() + 1, experts.max() + 1))
+    np.add.at(joint, (labels, experts), 1 / len(labels))
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    there = joint > 0
+    return float((joint[there] * np.log(joint[there] / independent[there])).sum())
+
+
+def probe_policy(
+    policy: Policy, family: Mixed, *, episodes: int, rule: ActionRule, lanes: int, seed: int
+) -> Mapping[str, Any]:
+    """All probes of a policy and its routers' loads, as JSON: accuracies with intervals over held-out tasks, and chance.
+
+    ``lanes`` play training tasks to fit, as many play held-out tasks of the families that were trained on.
+    """
+    split = family.split()
+    played = split.train[np.arange(lanes) % len(split.train)]
+    held_out = split.test[split.test["member"] < len(family.members)]
+    lane_task = np.arange(lanes) % len(held_out)
+    tested = held_out[lane_task]
+    fit = known_of(policy, family, played, episodes=episodes, rule=rule, seed=derive_seed(seed, "fit"))
+    known = known_of(policy, family, tested, episodes=episodes, rule=rule, seed=derive_seed(seed, "test"))
+    asked = quadrants(family, tested)
+    labels = {"family": (played["member"], tested["member"]), "goal's quadrant": (quadrants(family, played), asked)}
+    found: dict[str, Any] = {"episodes": episodes, "lanes": lanes, "tasks": len(held_out), "probes": []}
+    for name, features in known.features.items():
+        for label, (fitted, true) in labels.items():
+            groups = np.unique(tested["member"][asked >= 0]).tolist() if label != "family" else [None]
+            right, usual = np.zeros((2, lanes), bool)
+            counted = np.zeros(lanes, bool)
+            for member in groups:  # a classifier of its own for each family's quadrants
+                rows = fitted >= 0 if member is None else (fitted >= 0) & (played["member"] == member)
+                mine = true >= 0 if member is None else (true >= 0) & (tested["member"] == member)
+                right[mine], usual[mine] = probe(fit.features[name][rows], fitted[rows], features[mine], true[mine])
+                counted |= mine
+            found["probes"].append(_row(name, label, right[counted], usual[counted], lane_task[counted]))
+    found["load"] = {name: shares.round(4).tolist() for name, shares in known.choices.items()}
+    if known.experts is not None:
+        told = {"family": tested["member"], "task": lane_task}
+        found["mutual_information"] = {name: mutual_information(label, known.experts) for name, label in told.items()}
+    return found
+
+
+def _row(features: str, label: str, right: Array, usual: Array, lane_task: Array) -> dict[str, Any]:
+    """Accuracy of a probe and of the usual label, with intervals over tasks, and the paired difference."""
+    bootstrap = Bootstrap(np.unique(lane_task, return_inverse=True)[1], 1, 0)
+    accuracy, chance = (bootstrap(array.astype(float)[None]) for array in (right, usual))
+    estimates = {"accuracy": accuracy, "chance": chance, "above_chance": accuracy - chance}
+    return {"features": features, "label": label, **{name: _plain(one.estimate()) for name, one in estimates.items()}}
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    ends = None if estimate.over_tasks is None else estimate.over_tasks.ravel().tolist()
+    return {"mean": estimate.mean.item(), "over_tasks": ends}
