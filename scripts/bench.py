@@ -25,6 +25,7 @@ from icrl.data.store import HistoryStore
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
 from scripts.bench_memory import memory_figures
+from scripts.bench_mixture import mixture_figures
 from scripts.common import MachineOptions, check_output_file, device_of, run_command
 from scripts.measure import Figure, peak_memory, rate_of, table
 from scripts.options import parse
@@ -224,6 +225,8 @@ def command(argv: list[str]) -> None:
         figures += acting(recipe, device, options.repeats)
         _announce("remembering")
         figures += memory_figures(load_recipe("radt"), Path(temporary), device, options.repeats)
+        _announce("mixtures of experts")
+        figures += mixture_figures(load_recipe("t2mir-ad"), device, options.repeats)
     figures.append(
         Figure("peak anonymous memory of the process tree", "GB", peak[0] / 1e9, peak[0] / 1e9, 1, 2.0, True)
     )

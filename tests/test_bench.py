@@ -7,8 +7,8 @@ import math
 import pytest
 
 from icrl import recipes
-from icrl.config import MemoryConfig
-from scripts import bench, bench_memory, measure
+from icrl.config import MemoryConfig, MixtureConfig
+from scripts import bench, bench_memory, bench_mixture, measure
 
 
 def tiny():
@@ -24,13 +24,22 @@ def tiny_memory():
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, memory=memory))
 
 
+def tiny_mixture():
+    """The same with mixtures of experts."""
+    recipe = tiny()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, mixture=MixtureConfig(blocks=(0,))))
+
+
 def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "load_recipe", lambda name: tiny_memory() if name == "radt" else tiny())
+    recipe = {"quickstart": tiny, "radt": tiny_memory, "t2mir-ad": tiny_mixture}
+    monkeypatch.setattr(bench, "load_recipe", lambda name: recipe[name]())
     monkeypatch.setattr(bench, "STEPPING_LANES", 8)
     monkeypatch.setattr(bench, "COLLECTED", 64)
     monkeypatch.setattr(bench, "PPO_STEPS", 64)
     for name, small in {"KEYS": 2000, "LANES": 2, "EPISODES": 3, "HISTORIES": 4, "TRAINING_STEPS": 2}.items():
         monkeypatch.setattr(bench_memory, name, small)
+    for name, small in {"TOKENS": 90, "LANES": 2, "STEPS": 10}.items():
+        monkeypatch.setattr(bench_mixture, name, small)
     monkeypatch.setattr(bench, "FAMILIES", {"darkroom": "", "half_cheetah_vel": "", "point_robot": ""})
     monkeypatch.setattr("icrl.throughput.matrix_rate", lambda device: 1e9)
     assert bench.main(["--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
@@ -52,6 +61,8 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch, capsys):
         "roll-out with retrieval at every step",
         "  its episode 3 over its second",
         "optimiser step with a memory over without",
+        "block with both mixtures over a dense one",
+        "cached roll-out with mixtures over dense",
         "peak anonymous memory of the process tree",
     ]
     printed = capsys.readouterr().out

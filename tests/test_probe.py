@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from test_mixed import FAMILY, lanes_of
 
 from icrl import recipes
@@ -66,8 +67,6 @@ def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_epis
     tasks = lanes_of(FAMILY)
     known = known_of(policy, FAMILY, tasks, episodes=2, rule=ActionRule(), seed=0)
     router = policy.transformer.blocks[1].mlp.task_router  # type: ignore[union-attr]
-    import torch
-
     with torch.no_grad():
         routes = router(torch.as_tensor(known.features["summary"]))
     np.testing.assert_allclose(routes.representation, known.features["router"], rtol=1e-4, atol=1e-5)
