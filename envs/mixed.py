@@ -19,9 +19,8 @@ from gymnasium.vector import AutoresetMode
 from envs import make_family
 from envs.base import LanesEnv, check_actions
 from envs.tasks import check_least
-from icrl.interfaces import Array, Family, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
+from icrl.interfaces import Array, Family, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError, where_lanes
 from icrl.registry import read_option
-from icrl.rollout import true_next_observation
 from icrl.seeding import generator
 
 DTYPE = np.dtype([("member", np.int64), ("number", np.int64)])
@@ -212,7 +211,9 @@ class MixedVectorEnv(LanesEnv):
                 np.minimum(actions[lanes], self._last[lanes])
             )
             observation[lanes, : own.shape[1]] = own
-            final[lanes, : own.shape[1]] = true_next_observation(own, info)
+            final[lanes, : own.shape[1]] = (
+                where_lanes(info["_final_obs"], info["final_obs"], own) if "final_obs" in info else own
+            )
         ended = terminated | truncated
         finals = {"final_obs": final, "_final_obs": ended} if ended.any() else {}
         return observation, reward, terminated, truncated, {"action_mask": self._mask.copy(), **finals}

@@ -59,7 +59,7 @@ def command(argv: list[str]) -> None:
     options = parse(Options, argv, prog="icrl probe", description=description)
     from envs.mixed import Mixed
     from icrl.checkpoint import load_policy
-    from icrl.routing_probe import probe_policy
+    from scripts.routing_probe import probe_policy
 
     recipe = read_recipe(options.run)
     family = make_family(recipe.family.name, **recipe.family.options)

@@ -27,6 +27,7 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     "icrl/__main__.py": ("scripts",),  # the launcher
     "agents/collect.py": ("envs",),  # builds the family in its workers
+    "agents/by_member.py": ("envs.mixed",),  # an agent in each of its environments
     "agents/rl2.py": ("envs.trial",),  # sees what trials show
     "agents/rl2_training.py": ("envs.trial",),
 }

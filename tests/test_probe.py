@@ -15,9 +15,9 @@ from icrl.config import FamilyConfig, MixtureConfig, SourceConfig
 from icrl.interfaces import ActionRule, UserError
 from icrl.models.policy import make_policy
 from icrl.recipes import smoke
-from icrl.routing_probe import known_of, mutual_information, probe, quadrants
 from scripts import probe as probe_script
 from scripts import run
+from scripts.routing_probe import known_of, mutual_information, probe, quadrants
 
 
 def tiny():
