@@ -6,13 +6,13 @@ So a Bayes explorer knows from the start which family it is in: privileged data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from agents import make_source
+from agents import make_source, source_class
 from agents.base import lanes_of_reset
 from envs.mixed import MixedVectorEnv
 from icrl.interfaces import Agent, Array, Decision, Family, Source, Step, TaskVectorEnv, UserError
@@ -28,17 +28,22 @@ class ByMember:
     """Source by name, or as `module:Class`."""
     source_options: tuple[str, ...] = ()
     """Its options, each as name=value, like epsilon=0.1."""
+    greedy: bool = False
+    """Where that source has probabilities: take the most probable action instead of sampling."""
 
     def __post_init__(self):
+        if isinstance(self.source_options, str):
+            raise UserError(f"by_member's source_options is {self.source_options!r}: expected a list of texts")
         object.__setattr__(self, "source_options", tuple(self.source_options))  # a list where it was read from JSON
         _ = self.inner  # wrong names and values are refused now
 
     @cached_property
     def inner(self) -> Source:
         """The source that plays in every family."""
-        return make_source(
-            self.source, **dict(read_option(option, "by_member's source_options") for option in self.source_options)
-        )
+        options = dict(read_option(option, "by_member's source_options") for option in self.source_options)
+        if self.greedy and any(field.name == "greedy" for field in fields(source_class(self.source))):  # pyright: ignore[reportArgumentType]
+            options["greedy"] = True
+        return make_source(self.source, **options)
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
         """Raises UserError where ``env`` is not of family `mixed`."""
@@ -65,7 +70,13 @@ class _Agents:
                 agent.reset(np.flatnonzero(meant[own]))
 
     def act(self, observation: Any, action_mask: Array | None = None) -> Decision:
-        decisions = [agent.act(_own(observation, lanes, env)) for lanes, env, agent in self._agents]
+        decisions = [
+            agent.act(
+                _own(observation, lanes, env),
+                None if action_mask is None else action_mask[lanes, : env.single_action_space.n],
+            )  # type: ignore[attr-defined]
+            for lanes, env, agent in self._agents
+        ]
 
         def joined(name: str) -> Array | None:
             values = [getattr(decision, name) for decision in decisions]

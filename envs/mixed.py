@@ -7,6 +7,7 @@ taken all the same, do what its last one does).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +24,8 @@ from icrl.interfaces import Array, Family, FamilySpec, Posterior, Split, Tasks, 
 from icrl.registry import read_option
 from icrl.seeding import generator
 
-DTYPE = np.dtype([("member", np.int64), ("number", np.int64)])
-"""A task: which family, and which of the tasks that it brings, in the order of its split."""
+DTYPE = np.dtype([("member", np.int64), ("content", np.int64)])
+"""A task: the number of its family, and a hash of what it is there, so that it is the same whatever list it stands in."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,8 @@ class Mixed:
 
     members: tuple[str, ...] = (
         "darkroom width=6 height=6 horizon=36 num_validation=4",
-        "darkroom width=8 height=8 horizon=64 num_validation=6",
-        "darkroom width=6 height=6 horizon=36 num_validation=4 permuted_actions=true",
         "keydoor width=6 height=6 horizon=60 task_split=0 num_tasks=80",
         "minigrid_empty",
-        "minigrid_doors",
     )
     """Families that are trained on, each as its name and its options, like `darkroom width=6 height=6`."""
     unseen: tuple[str, ...] = ("darkroom width=7 height=7 horizon=49",)
@@ -51,6 +49,8 @@ class Mixed:
 
     def __post_init__(self):
         for name in ("members", "unseen"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(f"mixed's {name} is {getattr(self, name)!r}: expected a list of texts")
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list where it was read from JSON
         check_least("mixed", self, tasks_per_member=1, test_tasks_per_member=2, task_seed=0)
         if not self.members:
@@ -60,7 +60,11 @@ class Mixed:
     def families(self) -> tuple[Family, ...]:
         """The families, those that are trained on first. Raises UserError for spaces that cannot be padded."""
         families = tuple(map(_read_member, (*self.members, *self.unseen)))
-        for family in families:
+        for number, family in enumerate(families):
+            if family in families[:number]:
+                raise UserError(
+                    f"mixed names {family.spec.name} with the same options twice: its held-out tasks would be trained on, drop one"
+                )
             seen, done = family.spec.observation_space, family.spec.action_space
             if not (isinstance(seen, MultiDiscrete) and seen.nvec.ndim == 1 and not seen.start.any()):
                 raise UserError(
@@ -83,7 +87,7 @@ class Mixed:
             row[: len(size)] = size
         actions = max(int(family.spec.action_space.n) for family in self.families)  # type: ignore[attr-defined]
         horizon = max(family.spec.horizon for family in self.families)
-        return FamilySpec("mixed", MultiDiscrete(padded.max(0)), Discrete(actions), horizon)
+        return FamilySpec("mixed", MultiDiscrete(padded.max(0), dtype=np.int16), Discrete(actions), horizon)
 
     @cached_property
     def _lists(self) -> list[Split]:
@@ -98,41 +102,47 @@ class Mixed:
             lists.append(Split(*(_some(tasks, size, rng) for tasks, size in zip(split, most, strict=True))))
         return lists
 
+    @cached_property
+    def _known(self) -> list[tuple[Array, Tasks]]:
+        """Of each family the hashes of its tasks, ascending, and the tasks."""
+        known = []
+        for split in self._lists:
+            tasks = np.concatenate(split)
+            content = _hashes(tasks)
+            order = np.argsort(content)
+            known.append((content[order], tasks[order]))
+        return known
+
     def split(self) -> Split:
         """Every family's lists, one after the other."""
-        joined = []
-        for part in range(3):
-            tasks = [_numbered(m, sum(map(len, split[:part])), len(split[part])) for m, split in enumerate(self._lists)]
-            joined.append(np.concatenate(tasks))
-        return Split(*joined)
+        return Split(
+            *(np.concatenate([_tasks(m, split[part]) for m, split in enumerate(self._lists)]) for part in range(3))
+        )
 
     def sample_tasks(self, rng: np.random.Generator, num_tasks: int) -> Tasks:
         """Training tasks: the family uniform, then the task."""
-        member = rng.integers(len(self.members), size=num_tasks)
-        tasks = np.zeros(num_tasks, DTYPE)
-        tasks["member"], tasks["number"] = member, rng.integers([len(self._lists[m].train) for m in member])
-        return tasks
+        train = self.split().train
+        of_member = [train[train["member"] == member] for member in range(len(self.members))]
+        chosen = rng.integers(len(self.members), size=num_tasks)
+        return np.concatenate([rng.choice(of_member[member], 1) for member in chosen] or [train[:0]])
 
     def inner_tasks(self, member: int, tasks: Tasks) -> Tasks:
         """The tasks of one family behind ``tasks``, all of which are its own."""
-        return np.concatenate(self._lists[member])[tasks["number"]]
+        content, known = self._known[member]
+        return known[np.searchsorted(content, tasks["content"])]
 
     def parts(self, tasks: Tasks) -> list[tuple[int, Array]]:
         """Which families tasks (N,) are of, and which of the tasks are theirs. Raises UserError for tasks that there are not."""
         if tasks.dtype != DTYPE:
             raise UserError(f"mixed got tasks with fields {tasks.dtype}, expected {DTYPE}: correct them")
-        counts = np.array([sum(map(len, split)) for split in self._lists])
-        member, number = tasks["member"], tasks["number"]
-        wrong = (member < 0) | (member >= len(counts)) | (number < 0)
-        if wrong.any() or (number >= counts[member]).any():
-            raise UserError(
-                f"mixed has no task {tasks[wrong | (number >= counts[np.clip(member, 0, len(counts) - 1)])][0]}: it has {len(counts)} members of {counts} tasks"
-            )
-        return [(m, np.flatnonzero(member == m)) for m in np.unique(member).tolist()]
-
-    def member_name(self, member: int) -> str:
-        """How a family was named among the options."""
-        return (*self.members, *self.unseen)[member]
+        parts = [(m, np.flatnonzero(tasks["member"] == m)) for m in np.unique(tasks["member"]).tolist()]
+        for member, rows in parts:
+            there = 0 <= member < len(self.families) and np.isin(tasks["content"][rows], self._known[member][0])
+            if not np.all(there):
+                raise UserError(
+                    f"mixed has no task {tasks[rows][np.argmin(there)]}: it has {len(self.families)} families with tasks of their own"
+                )
+        return parts
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
         """Lane i plays ``tasks[i]``."""
@@ -193,10 +203,12 @@ class MixedVectorEnv(LanesEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode in every lane; ``seed`` renews the lanes' random streams."""
         observation = self._blank()
+        mask = self._mask.copy()
         for _, lanes, env in self.inner:
-            own, _ = env.reset(seed=seed)
+            own, info = env.reset(seed=seed)
             observation[lanes, : own.shape[1]] = own
-        return observation, {"action_mask": self._mask.copy()}
+            _narrow(mask, lanes, info)
+        return observation, {"action_mask": mask}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """One step of every lane. Raises UserError for actions that ``check_actions`` refuses."""
@@ -204,19 +216,28 @@ class MixedVectorEnv(LanesEnv):
         check_actions(actions, self.single_action_space, self.num_envs)
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        observation = self._blank()
-        final = self._blank()
+        observation, final, mask = self._blank(), self._blank(), self._mask.copy()
         for _, lanes, env in self.inner:
             own, reward[lanes], terminated[lanes], truncated[lanes], info = env.step(
                 np.minimum(actions[lanes], self._last[lanes])
             )
             observation[lanes, : own.shape[1]] = own
+            _narrow(mask, lanes, info)
             final[lanes, : own.shape[1]] = (
                 where_lanes(info["_final_obs"], info["final_obs"], own) if "final_obs" in info else own
             )
         ended = terminated | truncated
         finals = {"final_obs": final, "_final_obs": ended} if ended.any() else {}
-        return observation, reward, terminated, truncated, {"action_mask": self._mask.copy(), **finals}
+        return observation, reward, terminated, truncated, {"action_mask": mask, **finals}
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Why lanes failed, where environments of a family can."""
+        return {
+            int(lanes[lane]): reason
+            for _, lanes, env in self.inner
+            for lane, reason in getattr(env, "failed", {}).items()
+        }
 
     def optimal_action(self, tasks: Tasks | None = None) -> Array:
         """(B,) each family's own. Raises UserError for ``tasks`` of another family than the lane's."""
@@ -235,8 +256,15 @@ class MixedVectorEnv(LanesEnv):
             env.close(**kwargs)
 
 
+def _narrow(mask: Array, lanes: Array, info: dict[str, Any]) -> None:
+    """Allow lanes only what their own environment allows, if it says so."""
+    if "action_mask" in info:
+        own = info["action_mask"]
+        mask[lanes, : own.shape[1]] = own
+
+
 def _read_member(text: str) -> Family:
-    name, *options = text.split()
+    name, *options = text.split() or [""]
     return make_family(name, **dict(read_option(option, f"mixed's member '{text}'") for option in options))
 
 
@@ -245,7 +273,13 @@ def _some(tasks: Tasks, most: int, rng: np.random.Generator) -> Tasks:
     return tasks[np.sort(rng.choice(len(tasks), min(most, len(tasks)), replace=False))]
 
 
-def _numbered(member: int, first: int, count: int) -> Tasks:
-    tasks = np.zeros(count, DTYPE)
-    tasks["member"], tasks["number"] = member, first + np.arange(count)
+def _tasks(member: int, inner: Tasks) -> Tasks:
+    tasks = np.zeros(len(inner), DTYPE)
+    tasks["member"], tasks["content"] = member, _hashes(inner)
     return tasks
+
+
+def _hashes(tasks: Tasks) -> Array:
+    """(N,) int64."""
+    digests = [hashlib.blake2b(task.tobytes(), digest_size=8).digest() for task in tasks]
+    return np.frombuffer(b"".join(digests), np.int64).copy()

@@ -250,6 +250,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 64
     """Windows per batch."""
+    pairs: bool = False
+    """A batch holds two windows of each of its tasks, as the contrastive loss of a task router needs them anyway."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     final_learning_rate: float = 0.05
@@ -370,9 +372,9 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     rl2: RL2Config = field(default_factory=RL2Config)
     evaluations: tuple[EvaluateConfig, ...] = (EvaluateConfig(),)
-    """Evaluations at the end of the run. Validation roll-outs take actions as the first does."""
+    """Evaluations at the end of the run. Validation roll-outs take actions as the first online one does."""
 
     @property
     def validation_rule(self) -> ActionRule:
         """How actions are taken on validation tasks."""
-        return self.evaluations[0].rule if self.evaluations else ActionRule()
+        return next((one.rule for one in self.evaluations if one.mode == "online"), ActionRule())

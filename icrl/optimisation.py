@@ -59,6 +59,10 @@ class Learner:
         self.policy = make_policy(spec, recipe.model, recipe.seed).to(device)
         self.objective = make_objective(recipe.objective)
         self.optimizer = make_optimizer(self.policy, recipe.train)
+        if recipe.train.compile and recipe.model.mixture.blocks:
+            raise UserError(
+                "train.compile cannot compile mixtures of experts, whose shares change at every step: turn it off"
+            )
         if recipe.train.compile:
             compile_windows(self.policy)
 
@@ -100,10 +104,11 @@ class Learner:
         with watched(self.policy) as seen:
             output = self.objective.loss(self.policy, window, rng=rng, train=True)
         task = torch.as_tensor(window.task, device=self.device)
-        valid = None  # in layout `transition` everything counts
+        valid = None  # in layout `transition` everything counts: there windows are as long as their histories
         if model.layout == "step":
             valid = torch.as_tensor(window.valid, device=self.device).repeat_interleave(model.tokens_per_step, 1)
-        loss, metrics = routing_loss(model.mixture, seen, valid, task)
+        with torch.autocast(self.device.type, enabled=False):
+            loss, metrics = routing_loss(model.mixture, seen, valid, task)
         return output._replace(loss=output.loss + loss, metrics=output.metrics | metrics)
 
 

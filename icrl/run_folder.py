@@ -91,8 +91,17 @@ def locked(run: Path) -> Iterator[None]:
 
 def _check_recipe(file: Path, recipe: Recipe) -> None:
     """UserError where the stored recipe would train something else."""
-    stored = recipe_to_json(recipe_from_json(read_json(file), f"{file}: recipe"))
+    known = recipe_from_json(read_json(file), f"{file}: recipe")
+    stored = recipe_to_json(known)
     changed = [d for d in differing_fields(stored, recipe_to_json(recipe)) if not d[0].startswith(FREE_FIELDS)]
+    if known.validation_rule != recipe.validation_rule:
+        changed.append(
+            (
+                "the action rule on validation tasks (of its first online evaluation)",
+                known.validation_rule,
+                recipe.validation_rule,
+            )
+        )
     if changed:
         name, old, new = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -123,9 +123,14 @@ def make_sampler(
         episodic=model.episodic,
         memory=None if encoder is None else make_history_memory(store, model, encoder, recipe.seed),
         symmetries=symmetries_of(family) if family is not None and objective.symmetries else (),
-        paired=model.mixture.by_task and model.mixture.contrast > 0,
+        paired=makes_pairs(recipe),
         seed=recipe.seed,
     )
+
+
+def makes_pairs(recipe: Recipe) -> bool:
+    """Whether a batch holds two windows of each of its tasks."""
+    return recipe.train.pairs or (recipe.model.mixture.by_task and recipe.model.mixture.contrast > 0)
 
 
 class _Training:

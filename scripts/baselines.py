@@ -32,8 +32,11 @@ def baseline_sources(recipe: Recipe, config: EvaluateConfig, run: Path | None = 
             if drives_itself(source):
                 continue
             if not source.scattered and (source.options or source.name not in rows):
-                same = sum(row.startswith(f"source {source.name}") for row in rows)
-                rows[f"source {source.name}{f' {same + 1}' if same else ''}"] = source
+                name = " ".join(
+                    ["source", source.name, *([source.options["source"]] if "source" in source.options else [])]
+                )
+                same = sum(row.startswith(name) for row in rows)
+                rows[f"{name}{f' {same + 1}' if same else ''}"] = source
     return rows
 
 

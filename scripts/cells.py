@@ -70,4 +70,4 @@ def read_cells(results: Path) -> dict[str, Cell]:
     order = list(RECIPES)
     files = [file for file in results.glob("*.json") if file.stem.partition("@")[0] in order]
     files.sort(key=lambda file: (order.index(file.stem.partition("@")[0]), file.stem))
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return {file.stem: {"name": file.stem, **json.loads(file.read_text())} for file in files}

@@ -217,10 +217,14 @@ def _model(recipe: Recipe, family: Family) -> Iterator[str]:
 
 
 def _training(recipe: Recipe, family: Family) -> Iterator[str]:
+    from icrl.data.sampling import check_pairs
     from icrl.optimisation import check_train
+    from icrl.training import makes_pairs
 
     train = recipe.train
     check_train(train)
+    if makes_pairs(recipe):
+        check_pairs(train.batch_size, len(family.split().train))
     if not 0 <= train.beta2 < 1:
         yield f"--train.beta2 {train.beta2}: expected 0 <= beta2 < 1"
     if len(family.split().validation) == 0:

@@ -6,16 +6,20 @@ data, tasks and action rule, so what is compared is paired by task and seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
-from icrl.interfaces import Array
-from icrl.metrics import Bootstrap
+from envs import make_family
+from envs.mixed import Mixed
+from icrl.interfaces import Array, UserError
+from icrl.metrics import LEVEL, Bootstrap, normalised_score
 from icrl.published import section
 from scripts.cells import Cell, scores
 
+BRACKETS = "95 % over tasks (bootstrap), then over training seeds (Student's t)"
 EPISODES = {"all": "all trials", "late": "late trials", "last": "last trial"}
 
 
@@ -32,7 +36,7 @@ class Method:
 class Comparison:
     """Methods on the same tasks; the first is the one that the others are compared with, in the episodes that ``compared`` names.
 
-    ``normalised``: 0 is what uniform actions earned on a task and 1 its optimum.
+    ``normalised``: within each family 0 is what uniform actions earn and 1 the optimum, of means over its tasks.
     """
 
     title: str
@@ -88,7 +92,10 @@ def compared_runs() -> list[str]:
 
 
 def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
-    """The table in Markdown of those methods of which there are runs; empty while there are none of the first."""
+    """The table in Markdown of those methods of which there are runs; empty while there are none of the first.
+
+    Raises UserError where runs of one seed were trained on different data or played different tasks.
+    """
     named = [comparison.runs_of(method) for method in comparison.methods]
     done = [{seed: cells[run] for seed, run in runs.items() if run in cells} for runs in named]
     if not done[0]:
@@ -105,7 +112,7 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     )
     rows = [_row(*row, done[0], comparison) for row in zip(comparison.methods, done, strict=True) if row[1]]
     lines = [" | ".join(columns), "|".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
-    return f"{comparison.title}:\n\n" + "\n".join(f"| {line} |" for line in lines)
+    return f"{comparison.title}; brackets: {BRACKETS}:\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
 def _row(
@@ -116,28 +123,43 @@ def _row(
 
     digits = 3 if comparison.normalised else 1
     shown = [_estimated([scored(cell, which) for cell in done.values()], digits) for which in EPISODES]
-    pairs = [scored(first[s], comparison.compared) - scored(done[s], comparison.compared) for s in done if s in first]
+    pairs = [_difference(scored, first[s], done[s], comparison.compared) for s in done if s in first]
     less = "–" if done is first or not pairs else _estimated(pairs, digits)
     minutes = np.mean([cell["seconds"] for cell in done.values()]) / 60
     command = f"`icrl reproduce {' '.join(comparison.runs_of(method).values())}`"
     return (method.what, *shown, less, method.published, str(len(done)), f"{minutes:.0f}", command)
 
 
+def _difference(scored: Callable[[Cell, str], Array], one: Cell, other: Cell, which: str) -> Array:
+    """(N,) by task."""
+    names, hashes = ([cell[key] for cell in (one, other)] for key in ("name", "dataset_hash"))
+    if hashes[0] != hashes[1]:
+        raise UserError(
+            f"the cells {names[0]} and {names[1]} are of different data and cannot be compared: run both recipes again"
+        )
+    return scored(one, which) - scored(other, which)
+
+
 def _normalised(cell: Cell, which: str) -> Array:
-    """(N,) the agent's score on each task, 0 being that of uniform actions and 1 that of the optimal policy."""
-    low, high = (scores(cell, "all", row) for row in ("random", "optimal"))
-    return (scores(cell, which) - low) / (high - low)
+    """(N,) the agent's scores; within each family 0 is what uniform actions earn on its tasks, in the mean, and 1 their optimum."""
+    config = cell["recipe"]["family"]
+    family = make_family(config["name"], **config["options"])
+    tasks = family.split().test
+    low, high, score = family.random_return(tasks), family.optimal_return(tasks), scores(cell, which)
+    for _, rows in family.parts(tasks) if isinstance(family, Mixed) else [(0, np.arange(len(tasks)))]:
+        score[rows] = normalised_score(score[rows], low[rows].mean(), high[rows].mean())
+    return score
 
 
 def _estimated(by_seed: Sequence[Array], digits: int) -> str:
-    """Scores (N,) by task, of each training seed -> their mean with its intervals over tasks, and over training seeds where there are several."""
+    """Scores (N,) by task, of each training seed -> their mean with ``BRACKETS``; of one seed there is but the first."""
     values = np.stack(by_seed)
     num_seeds, num_tasks = values.shape
     tasks = Bootstrap(np.arange(num_tasks), num_seeds, 0)(values).estimate()
-    seeds = Bootstrap(np.zeros(1, int), num_seeds, 0)(values.mean(1, keepdims=True)).estimate()  # whole seeds are drawn
-    ends = [
-        " [" + ", ".join(f"{end:.{digits}f}" for end in interval.ravel()) + "]"
-        for interval in (tasks.over_tasks, seeds.fixed_tasks)
-        if interval is not None
-    ]
-    return f"{tasks.mean.item():.{digits}f}{''.join(ends)}"
+    ends = [] if tasks.over_tasks is None else [tasks.over_tasks.ravel()]
+    if num_seeds > 1:
+        means = values.mean(1)  # so few that a bootstrap's interval would be much too narrow
+        reach = student.ppf((1 + LEVEL) / 2, num_seeds - 1) * means.std(ddof=1) / num_seeds**0.5
+        ends.append(means.mean() + np.array([-reach, reach]))
+    brackets = [f" [{low:.{digits}f}, {high:.{digits}f}]" for low, high in ends]
+    return f"{tasks.mean.item():.{digits}f}{''.join(brackets)}"

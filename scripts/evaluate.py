@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from icrl.config import EvaluateConfig, Recipe
+from agents import make_source
+from icrl.config import EvaluateConfig, Recipe, SourceConfig
 from icrl.interfaces import UserError
 from scripts.baselines import CONTEXT_SOURCES, baseline_factory, baseline_sources, left_out, source_notes
 from scripts.check import check_evaluation, evaluation_family, other_memory, split_tasks
@@ -107,7 +108,6 @@ def evaluate_policy(
     family, seed, made = evaluation_family(config, recipe), recipe.seed, []
     kept = made if save_memory is not None else None
     factories, sources = agent_factories(policy, recipe, config, run, kept), baseline_sources(recipe, config, run)
-    names = {row: source.name for row, source in sources.items()}
     evaluation = evaluate(
         family,
         split_tasks(family, config.split),
@@ -115,7 +115,7 @@ def evaluate_policy(
         config,
         root_seed=seed,
         context_agents={name: baseline_factory(source) for name, source in CONTEXT_SOURCES.items()},
-        privileged={row: PRIVILEGED[name] for row, name in names.items() if name in PRIVILEGED},
+        privileged={row: told for row, source in sources.items() if (told := _privileged(source)) is not None},
         notes=source_notes(sources),
     )
     if save_memory is not None:
@@ -126,6 +126,15 @@ def evaluate_policy(
         distance = posterior_distance(family, factories["agent"], config.posterior_pulls, seed)
     options = (config.family or recipe.family).options
     return evaluation_to_json(evaluation, family_options=options, posterior_distance=distance), evaluation
+
+
+def _privileged(source: SourceConfig) -> str | None:
+    """What a source knows beyond its context."""
+    if source.name == "by_member":
+        inner = make_source(source.name, **source.options).source  # type: ignore[attr-defined]
+        known = PRIVILEGED.get(inner)
+        return "which family it is in" + ("" if known is None else f", and there {known}")
+    return PRIVILEGED.get(source.name)
 
 
 def evaluate_run(

@@ -70,6 +70,14 @@ def test_every_lane_plays_its_own_family_behind_the_padding():
                 )
 
 
+def test_a_task_is_the_same_whatever_list_it_stands_in():
+    """So that an evaluation with another split finds training tasks among its test tasks."""
+    lists = [Mixed(members=(f"{ROOM} goal_split={seed}",), unseen=()).split() for seed in (0, 1)]
+    every = [{task.tobytes() for part in split for task in part} for split in lists]
+    assert every[0] == every[1] and len(every[0]) == 12
+    assert {task.tobytes() for task in lists[0].train} & {task.tobytes() for task in lists[1].test}
+
+
 def test_an_action_that_a_family_lacks_does_what_its_last_one_does():
     tasks = lanes_of(FAMILY)[2::3]  # MiniGrid's, which have three
     seen = []
@@ -113,6 +121,9 @@ def test_one_source_plays_in_every_family_as_it_does_alone():
         ({"members": ("point_robot",)}, "cannot pad observations"),
         ({"unseen": ("point_robot",)}, "cannot pad observations"),
         ({"tasks_per_member": 0}, "tasks_per_member is 0"),
+        ({"members": ("",)}, "unknown family ''"),
+        ({"members": "darkroom"}, "members is 'darkroom': expected a list"),
+        ({"members": (ROOM,), "unseen": (ROOM,)}, "names darkroom with the same options twice"),
     ],
 )
 def test_what_cannot_be_mixed_is_one_line(options, words):
@@ -122,7 +133,7 @@ def test_what_cannot_be_mixed_is_one_line(options, words):
 
 def test_tasks_that_there_are_not_and_sources_that_do_not_fit_are_refused():
     tasks = lanes_of(FAMILY)
-    for field, value in (("member", 3), ("member", -1), ("number", 1000), ("number", -1)):
+    for field, value in (("member", 3), ("member", -1), ("content", 1000)):
         wrong = tasks.copy()
         wrong[field][1] = value
         with pytest.raises(UserError, match="mixed has no task"):

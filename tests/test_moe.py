@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete, MultiDiscrete
-from tiny_training import FAMILY, MIXTURE, RECIPE, make_store
+from tiny_training import FAMILY, LAYOUTS, MIXTURE, RECIPE, make_store
 
+from icrl import checkpoint
 from icrl.config import MixtureConfig, ModelConfig
 from icrl.data.sampling import WindowSampler
-from icrl.interfaces import FamilySpec, UserError
+from icrl.interfaces import FamilySpec, Symmetry, UserError
 from icrl.models.moe import Decision, Experts, Mixture, Router, Routes, TaskRouter, watched
 from icrl.models.policy import make_policy
 from icrl.objectives.routing import info_nce, routing_loss, variation
@@ -90,13 +92,9 @@ def test_active_weights_are_those_of_the_dense_layer(parts):
     for experts, top in ((mixture.token_experts, 2), (mixture.task_experts, 2)):
         if experts is not None:
             active += top * (experts.up[0].numel() + experts.down[0].numel())
-    assert active == 2 * 6 * 48**2
-    if parts == "both":
-        assert mixture.token_experts is not None and mixture.token_experts.up.shape == (
-            6,
-            48,
-            96,
-        )  # T2MIR's: twice the width
+    for router in (mixture.token_router, mixture.task_router):
+        active += 0 if router is None else router.represent.weight.numel() + router.choose.weight.numel()
+    assert active == pytest.approx(2 * 6 * 48**2, rel=0.01)  # widths are whole numbers
     assert mixture(torch.zeros(2, 3, 48), torch.zeros(2, 3, 48)).shape == (2, 3, 48)
 
 
@@ -187,7 +185,7 @@ def test_a_task_is_told_from_the_mean_of_the_window_or_of_its_completed_episodes
         policy = make_policy(
             SPEC, ModelConfig(window=12, width=16, num_layers=1, num_heads=2, mixture=mixture), 0
         ).eval()
-        told = policy._told(episode_step, 0)
+        told = policy.told(episode_step, 0)
         assert told is not None and told.tolist() == [counts]
 
 
@@ -330,7 +328,9 @@ def test_a_batch_holds_two_windows_of_each_of_its_tasks(store):
 
 
 def test_too_few_tasks_for_pairs_are_one_line(store):
-    with pytest.raises(UserError, match=r"26 windows.* 13 tasks, the histories are of 9: lower train\.batch_size"):
+    with pytest.raises(
+        UserError, match=r"26 windows.* 13 tasks, and there are histories of 9: lower train\.batch_size"
+    ):
         WindowSampler(store, 8, paired=True).batch(0, 26)
     with pytest.raises(UserError, match=r"batches of 7 windows.* need an even number"):
         WindowSampler(store, 8, paired=True).batch(0, 7)
@@ -338,16 +338,72 @@ def test_too_few_tasks_for_pairs_are_one_line(store):
 
 def test_a_checkpoint_with_other_experts_is_refused(store, tmp_path):
     short = replace(RECIPE.train, steps=2, warmup_steps=1, validate_every=2)
-    train(replace(mixed(), train=short), store, FAMILY, tmp_path / "run", progress=False, monitored=False)
-    with pytest.raises(UserError, match=r"model\.mixture\.task_experts|mixture"):
-        train(
-            replace(mixed(task_experts=5), train=short),
-            store,
-            FAMILY,
-            tmp_path / "run",
-            progress=False,
-            monitored=False,
-        )
+    best = train(replace(mixed(), train=short), store, FAMILY, tmp_path / "run", progress=False, monitored=False)
+    for options in ({"task_experts": 5}, {"parts": "task"}, {"blocks": ()}):
+        with pytest.raises(UserError, match="mlp"):
+            checkpoint.load_weights(make_policy(store.spec, mixed(**options).model, 0), best)
+
+
+@pytest.mark.parametrize("name", ["ad mixture", "ad memory and mixture", "dpt transition mixture"])
+def test_a_training_cut_off_goes_on_to_the_same_bits(store, tmp_path, monkeypatch, name):
+    recipe = replace(LAYOUTS[name], train=replace(RECIPE.train, steps=4, validate_every=2))
+    weights = []
+    for folder, steps in (("whole", [4]), ("cut", [3, 4])):
+        update = Learner.update
+        for stop in steps:
+
+            def stopping(self, window, step, stop=stop, update=update):
+                if step == stop:
+                    raise KeyboardInterrupt
+                return update(self, window, step)
+
+            monkeypatch.setattr(Learner, "update", stopping)
+            with nullcontext() if stop == 4 else pytest.raises(KeyboardInterrupt):
+                train(recipe, store, FAMILY, tmp_path / folder, threads=1, progress=False, monitored=False)
+            monkeypatch.setattr(Learner, "update", update)
+        latest = checkpoint.find(tmp_path / folder, "latest")
+        assert latest is not None
+        weights.append((latest / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_bfloat16_trains_and_its_contrast_is_in_float32(store):
+    recipe = mixed(contrast=1.0)
+    losses = []
+    for bf16 in (False, True):
+        learner = Learner(replace(recipe, train=replace(RECIPE.train, bf16=bf16)), store.spec, torch.device("cpu"))
+        update = learner.update(make_sampler(recipe, store).batch(0, 8), 0)
+        losses.append(update.metrics["routing/contrast"])
+        assert np.isfinite(update.loss)
+    assert losses[0] == pytest.approx(
+        losses[1], abs=1e-3
+    )  # a similarity over the temperature in bfloat16 is off by 0.06
+
+
+def test_compiling_a_mixture_is_refused(store):
+    with pytest.raises(UserError, match=r"train\.compile cannot compile mixtures"):
+        Learner(replace(mixed(), train=replace(RECIPE.train, compile=True)), store.spec, torch.device("cpu"))
+
+
+def test_windows_of_which_nothing_tells_the_task_do_not_count_in_the_contrast():
+    router = router_of(TaskRouter).eval()
+    asked = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    config = MixtureConfig(task_balance=0.0, contrast=1.0)
+
+    def loss(asked, task):
+        decision = Decision("transformer.blocks.0.mlp.task_router", router, asked, router(asked))
+        return float(routing_loss(config, [decision], None, torch.tensor(task))[0].detach())
+
+    blank = torch.cat([asked, torch.zeros(2, 5, 6)])
+    assert loss(blank, [0, 0, 1, 1, 2, 2]) == pytest.approx(loss(asked, [0, 0, 1, 1]))
+
+
+def test_mirrors_keep_pairs_of_one_task(tmp_path):
+    images = [Symmetry(lambda o, n=n: o * 0 + n, np.arange(5)) for n in range(3)]
+    window = WindowSampler(make_store(tmp_path / "data"), 8, paired=True, symmetries=images).batch(0, 16)
+    seen = np.asarray(window.observation)[:, 0, 0]
+    np.testing.assert_array_equal(seen[::2], seen[1::2])
+    assert len(set(seen.tolist())) == 3
 
 
 @pytest.mark.parametrize(
@@ -358,6 +414,7 @@ def test_a_checkpoint_with_other_experts_is_refused(store, tmp_path):
         ({"token_top": 4}, "token_top is 4, expected 1 to the 3 experts"),
         ({"task_top": 0}, "task_top is 0, expected 1 to the 4 experts"),
         ({"contrast": -1.0}, "contrast is -1.0, expected a weight of at least 0"),
+        ({"task_top": 4, "task_experts": 400}, "leaves no width for experts"),
         ({"momentum": 1.5}, "momentum 1.5"),
         ({"temperature": 0.0}, "temperature 0.0"),
     ],
@@ -365,6 +422,11 @@ def test_a_checkpoint_with_other_experts_is_refused(store, tmp_path):
 def test_contradictions_are_one_line(options, words):
     with pytest.raises(UserError, match=words):
         make_policy(SPEC, mixed(**options).model, 0)
+
+
+def test_episodic_windows_have_no_completed_episodes():
+    with pytest.raises(UserError, match=r"summary episodes has nothing to read"):
+        make_policy(SPEC, ModelConfig(episodic=True, num_layers=1, mixture=replace(MIXTURE, summary="episodes")), 0)
 
 
 def test_an_odd_width_has_no_halves_and_transitions_have_no_episodes():

@@ -11,7 +11,7 @@ import torch
 from test_in_context import HORIZON, Script, as_window, live, make_agent
 from toy import without_flushing, write_histories
 
-from icrl.config import MemoryConfig
+from icrl.config import MemoryConfig, MixtureConfig
 from icrl.data.chunks import Retrieved
 from icrl.data.sampling import windows
 from icrl.data.schema import History
@@ -34,6 +34,7 @@ KINDS = {
     "episodic": EPISODIC,
     "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
     "rate": {**EPISODIC, "return_to_go": "rate"},
+    "mixture": {"memory": MEMORY, "mixture": MixtureConfig(blocks=(0,), token_experts=3, task_experts=4)},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from envs.mixed import Mixed
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
 from scripts.cells import read_ablations, read_cells, scores, write_cell
@@ -18,11 +20,11 @@ from scripts.results_table import results_text
 TWO = Comparison("two rooms", (Method("radt", "ours", "82"), Method("radt-ad", "theirs")))
 
 
-def cell(*by_task: float, seconds: float = 60.0) -> dict:
+def cell(*by_task: float, seconds: float = 60.0, data: str = "the data") -> dict:
     """A run whose late episodes earned these numbers, one per task, all of them one less, and the last one more."""
     late = np.array([by_task])
     columns = {"all": (late - 1).tolist(), "late": late.tolist(), "last": (late + 1).tolist()}
-    return {"seconds": seconds, "evaluations": [{"scores": {"agent": columns}}]}
+    return {"name": "a cell", "dataset_hash": data, "seconds": seconds, "evaluations": [{"scores": {"agent": columns}}]}
 
 
 def cells_of(text: str) -> list[list[str]]:
@@ -74,10 +76,33 @@ def test_methods_are_compared_by_seed_and_task():
     assert ours[0] == "ours" and ours[1].startswith("57.0 [") and ours[2].startswith("58.0 [")
     assert ours[4:7] == ["–", "82", "3"] and ours[8] == "`icrl reproduce radt radt@1 radt@2`"
     assert (
-        theirs[2] == "76.0 [71.0, 81.0] [73.2, 78.8]"
-    )  # tasks 71 and 81; seeds 74 and 78, spread as the mean of two is
+        theirs[2] == "76.0 [71.0, 81.0] [50.6, 101.4]"
+    )  # tasks 71 and 81; seeds 74 and 78: 2 times t of one degree of freedom
     assert theirs[4] == "11.0 [1.0, 21.0] [11.0, 11.0]"  # 1 and 21 in both seeds that both methods have
     assert theirs[5:8] == ["–", "2", "1"]
+
+
+def test_runs_on_different_data_are_not_compared():
+    with pytest.raises(UserError, match="are of different data"):
+        comparison_text(TWO, {"radt": cell(80, 90), "radt-ad": cell(80, 90, data="other data")})
+
+
+def test_normalised_scores_are_of_means_within_each_family():
+    members, unseen = ("darkroom width=4 height=4 horizon=9 num_validation=2", "minigrid_empty size=6"), ()
+    family = Mixed(members=members, unseen=unseen)
+    tasks = family.split().test
+    low, high = family.random_return(tasks), family.optimal_return(tasks)
+    expected = []
+    for member, share in ((0, 0.25), (1, 0.75)):
+        mine = tasks["member"] == member
+        expected.append((mine.sum(), share))
+        low[mine], high[mine] = low[mine].mean(), high[mine].mean()
+    share = np.where(tasks["member"] == 0, 0.25, 0.75)
+    made = cell(*(low + share * (high - low)))
+    made["recipe"] = {"family": {"name": "mixed", "options": {"members": list(members), "unseen": list(unseen)}}}
+    (row,) = cells_of(comparison_text(replace(TWO, normalised=True), {"radt": made}))
+    weighted = sum(count * share for count, share in expected) / len(tasks)
+    assert row[2].startswith(f"{weighted:.3f} [")
 
 
 def test_one_seed_has_no_interval_over_seeds_and_no_runs_no_table():

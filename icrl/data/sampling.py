@@ -97,7 +97,7 @@ class WindowSampler:
         self.symmetries = symmetries
         self.memory = memory
         self.paired = paired
-        self.by_task = [np.flatnonzero(store.task == task) for task in np.unique(store.task)] if paired else []
+        self.by_task = _by_task(store.task) if paired else []
         self.seed = seed
 
     def batch(self, step: int, batch_size: int) -> Window:
@@ -114,17 +114,13 @@ class WindowSampler:
         )
         if self.memory is not None:
             window = self.memory.retrieve(window, rng)
-        return mirrored(window, self.symmetries, rng) if self.symmetries else window
+        return mirrored(window, self.symmetries, rng, 1 + self.paired) if self.symmetries else window
 
     def _draw_histories(self, rng: np.random.Generator, batch_size: int) -> Array:
         """(B,) history of each window: uniformly drawn, or two of the same task, one after the other, of as many tasks as that makes."""
         if not self.paired:
             return rng.integers(self.store.num_histories, size=batch_size)
-        if batch_size % 2 or batch_size // 2 > len(self.by_task):
-            raise UserError(
-                f"batches of {batch_size} windows, two of each task, need an even number and {batch_size // 2} tasks, the histories are of {len(self.by_task)}: "
-                "lower train.batch_size, collect from more tasks or set model.mixture.contrast to 0"
-            )
+        check_pairs(batch_size, len(self.by_task))
         tasks = rng.choice(len(self.by_task), batch_size // 2, replace=False)
         pairs = [rng.choice(self.by_task[task], 2, replace=len(self.by_task[task]) < 2) for task in tasks.tolist()]
         return np.concatenate(pairs)
@@ -148,6 +144,15 @@ class WindowSampler:
             return int(draws[0] * int(np.searchsorted(offset, offset[0] + room, side="right"))) if room >= 0 else 0, 0
         candidates = np.flatnonzero(_kept_transitions(np.diff(offset), self.keep_every) >= self.length)
         return int(candidates[int(draws[0] * len(candidates))]) if len(candidates) else 0, 0
+
+
+def check_pairs(batch_size: int, num_tasks: int) -> None:
+    """Raise UserError where batches cannot hold two windows of each of their tasks."""
+    if batch_size % 2 or batch_size // 2 > num_tasks:
+        raise UserError(
+            f"batches of {batch_size} windows, two of each task, need an even number and {batch_size // 2} tasks, and there are histories of {num_tasks}: "
+            "lower train.batch_size, collect from more tasks or set train.pairs to False and model.mixture.contrast to 0"
+        )
 
 
 def windows(
@@ -260,6 +265,12 @@ class _Cut:
             last, ends = int(rows[-1]), int(starts[used - 1] + lengths[used - 1])
         before, behind = slice(begin, start), slice(last + 1, ends)
         return cls(shard, count, rows, episodes, last, last + 1 == ends, before, behind, start - life)
+
+
+def _by_task(task: Array) -> list[Array]:
+    """The histories of each task that has some."""
+    order = np.argsort(task, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(task[order])) + 1)
 
 
 def _gather(store: HistoryStore, cuts: list[_Cut], name: str, length: int) -> Array:

@@ -30,9 +30,9 @@ def symmetries_of(family: Family) -> Sequence[Symmetry]:
     return method()
 
 
-def mirrored(window: Window, symmetries: Sequence[Symmetry], rng: np.random.Generator) -> Window:
-    """Each of the B windows under a symmetry of its own, all equally probable; padding stays zero."""
-    drawn = rng.integers(len(symmetries), size=len(window.valid))
+def mirrored(window: Window, symmetries: Sequence[Symmetry], rng: np.random.Generator, alike: int = 1) -> Window:
+    """Each of the B windows under a symmetry of its own, all equally probable, or ``alike`` of them in a row under one; padding stays zero."""
+    drawn = np.repeat(rng.integers(len(symmetries), size=len(window.valid) // alike), alike)
     columns = {name: getattr(window, name) for name in (*_SEEN, *_ACTIONS) if getattr(window, name) is not None}
     retrieved = window.retrieved
     if retrieved is not None:

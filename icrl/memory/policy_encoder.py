@@ -100,7 +100,8 @@ class PolicyEncoder:
         x = policy.tokens(
             to_tensors(observation, policy.device), tensors, torch.as_tensor(episode), torch.as_tensor(episode_step)
         )
-        features = policy.transformer(x, CausalWindow(x.shape[1]))
+        pattern = CausalWindow(x.shape[1], policy.told(torch.as_tensor(episode_step, device=policy.device), 0))
+        features = policy.transformer(x, pattern)
         each = config.tokens_per_step
         return features[:, each - 1 :: each].numpy()
 

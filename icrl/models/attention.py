@@ -87,8 +87,8 @@ def running_sums(x: Tensor) -> Tensor:
 
 def mean_of_first(sums: Tensor, told: Tensor) -> Tensor:
     """Running sums (B, S, D) -> means of the first ``told`` (B, T), (B, T, D); 0 where that is none."""
-    rows = torch.arange(len(sums), device=sums.device)[:, None]
-    return sums[rows, (told - 1).clamp(min=0)] * ((told > 0) / told.clamp(min=1))[..., None]
+    index = (told - 1).clamp(min=0)[..., None].expand(-1, -1, sums.shape[-1])
+    return sums.gather(1, index) * ((told > 0) / told.clamp(min=1))[..., None]
 
 
 def first_and_self(first: Tensor, x: Tensor) -> Tensor:

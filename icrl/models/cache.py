@@ -115,7 +115,8 @@ class CacheView:
         lanes = torch.arange(len(kept), device=x.device) if self.lanes is None else self.lanes
         before = kept[lanes, (self.lengths - 1).clamp(min=0)] * (self.lengths > 0)[:, None]
         kept[lanes[:, None], slots] = before[:, None] + running_sums(x)
-        means = mean_of_first(kept if self.lanes is None else kept[lanes], self.told)
+        longest = max(1, int(self.told.max()))
+        means = mean_of_first(kept[:, :longest] if self.lanes is None else kept[lanes, :longest], self.told)
         if self.allowed is None:
             return means
         return torch.where(self.allowed[..., None], means, first_and_self(kept[lanes, :1], x))

@@ -4,7 +4,8 @@ A block has one of the two, or both; then each gives half of the width. A token 
 are added with gates that sum to 1. The token router reads the token itself. The task router reads a running summary of what the window holds so far (or of
 its completed episodes), never what comes later, so that the choice sharpens as evidence comes and costs one decision per step behind a cache.
 
-Experts are as wide as makes a token's active weights those of the dense layer with the same ``model.mlp_ratio``.
+Experts are as wide as makes a token's active weights, those that decide its route included, as many as those of the dense layer with the same
+``model.mlp_ratio``.
 
 Deviations from the public code: no token is routed by the future; which of two thresholds counts for an expert's load follows from its noisy logit, not from
 the noise alone; gates are softmaxes in float32 whatever else is not.
@@ -134,7 +135,16 @@ class Experts(nn.Module):
 
 
 def _feed(x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
-    return F.gelu(x @ up + up_bias) @ down + down_bias
+    return F.linear(F.gelu(F.linear(x, up.mT, up_bias)), down.mT, down_bias)
+
+
+def expert_widths(config: ModelConfig, num: int, top: int) -> tuple[int, int]:
+    """Hidden and output width of experts of which a token is handed to ``top`` of ``num``."""
+    parts = 2 if config.mixture.parts == "both" else 1
+    out = config.width // parts
+    router = config.width * (config.width + num)
+    budget = 2 * config.mlp_ratio * config.width**2 / parts - router
+    return round(budget / (top * (config.width + out))), out
 
 
 class Mixture(nn.Module):
@@ -143,17 +153,14 @@ class Mixture(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.dropout, mixture, width = config.dropout, config.mixture, config.width
-        both = mixture.parts == "both"
-        out = width // 2 if both else width
-        budget = 2 * config.mlp_ratio * width**2 / (2 if both else 1)  # active weights of each part
         self.token_router = self.token_experts = self.task_router = self.task_experts = None
         if mixture.parts != "task":
-            hidden = round(budget / (mixture.token_top * (width + out)))
             self.token_router = Router(width, mixture.token_experts, mixture.token_top)
+            hidden, out = expert_widths(config, mixture.token_experts, mixture.token_top)
             self.token_experts = Experts(mixture.token_experts, width, hidden, out)
         if mixture.parts != "token":
-            hidden = round(budget / (mixture.task_top * (width + out)))
             self.task_router = TaskRouter(width, mixture.task_experts, mixture.task_top)
+            hidden, out = expert_widths(config, mixture.task_experts, mixture.task_top)
             self.task_experts = Experts(mixture.task_experts, width, hidden, out)
 
     def initialise(self, num_layers: int) -> None:
@@ -219,6 +226,10 @@ def check_mixture(config: ModelConfig) -> None:
         )
     for part in ("token", "task"):
         top, num = getattr(mixture, f"{part}_top"), getattr(mixture, f"{part}_experts")
+        if mixture.parts in (part, "both") and 1 <= top <= num and expert_widths(config, num, top)[0] < 1:
+            raise UserError(
+                f"model.mixture.{part}_top {top} leaves no width for experts within model.mlp_ratio {config.mlp_ratio}: hand tokens to fewer"
+            )
         if not 1 <= top <= num:
             raise UserError(
                 f"model.mixture.{part}_top is {top}, expected 1 to the {num} experts of model.mixture.{part}_experts"
@@ -229,6 +240,10 @@ def check_mixture(config: ModelConfig) -> None:
     if not 0 <= mixture.momentum <= 1 or not mixture.temperature > 0:
         raise UserError(
             f"model.mixture.momentum {mixture.momentum} and temperature {mixture.temperature}: expected 0 to 1, and more than 0"
+        )
+    if mixture.summary == "episodes" and config.episodic:
+        raise UserError(
+            "model.mixture.summary episodes has nothing to read where model.episodic forgets them: choose prefix"
         )
     if mixture.summary == "episodes" and config.layout != "step":
         raise UserError(

@@ -111,7 +111,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given."""
         x = self.tokens(observation, previous, episode, episode_step, hidden)
-        pattern = CausalWindow(x.shape[1], self._told(episode_step, 0))
+        pattern = CausalWindow(x.shape[1], self.told(episode_step, 0))
         return self._read_out(self.transformer(x, pattern, memory=memory))
 
     def step_cached(
@@ -131,12 +131,12 @@ class Policy(nn.Module):
         """
         x = self.tokens(observation, previous, episode, episode_step)
         behind = cache.lengths if lanes is None else cache.lengths[lanes]
-        view = CacheView(cache, x.shape[1], lanes, told=self._told(episode_step, behind[:, None]))
+        view = CacheView(cache, x.shape[1], lanes, told=self.told(episode_step, behind[:, None]))
         output = self._read_out(self.transformer(x, view, memory=memory))
         view.keep(x.shape[1] if num_kept is None else num_kept * self.config.tokens_per_step)
         return output
 
-    def _told(self, episode_step: Tensor, behind: Tensor | int) -> Tensor | None:
+    def told(self, episode_step: Tensor, behind: Tensor | int) -> Tensor | None:
         """(n, tokens) how many tokens the task is told from at each token of steps (n, T), the same for all tokens of a step.
 
         ``behind`` of them, (n, 1), were read before. None where nothing asks for it.
@@ -252,7 +252,7 @@ class Policy(nn.Module):
         """Floating-point operations of one forward and backward pass over ``batch`` windows of ``length`` tokens, the last ones being queries.
 
         Products only; causal attention counts half, and so does that of a query to its prefix; the backward pass counts twice the forward.
-        The last layer moves nothing but the queries on, where there are any.
+        The last layer moves nothing but the queries on, where there are any. A mixture of experts counts as the dense layer.
         """
         config, context = self.config, length - num_queries
         moved = (config.num_layers - 1) * length + (num_queries or length)  # tokens behind attention, in all layers
@@ -264,17 +264,7 @@ class Policy(nn.Module):
         )
         attention = 2 * config.attention_width * pairs  # scores and values
         head = self.head.linear.weight.numel() * (num_queries or length)
-        routing = self._routing(num_queries or length, length)
-        return 3 * 2.0 * batch * (gathering + moving + attention + head + routing + self._remembering(length))
-
-    def _routing(self, moved: int, length: int) -> float:
-        """Products of the routers in one forward pass over ``length`` tokens, of which the last layer moves ``moved`` on; experts count as the dense layer."""
-        config, mixture = self.config, self.config.mixture
-        tokens = sum(moved if block == config.num_layers - 1 else length for block in mixture.blocks)
-        experts = [mixture.token_experts] * (mixture.parts != "task") + [mixture.task_experts] * (
-            mixture.parts != "token"
-        )
-        return tokens * config.width * sum(config.width + 2 * number for number in experts)
+        return 3 * 2.0 * batch * (gathering + moving + attention + head + self._remembering(length))
 
     def _remembering(self, length: int) -> float:
         """Products of the cross-attention in one forward pass over ``length`` tokens."""

@@ -30,6 +30,10 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and AD learns across "
             f"episodes: set model.window to at least {2 * spec.horizon} and model.episodic to False, or give the model a memory"
         )
+    if config.name == "ad" and config.short_window and config.keep_every > 1:
+        raise UserError(
+            f"objective.keep_every {config.keep_every} joins whole episodes, which objective.short_window has no room for: set it to 1"
+        )
     _check_conditioning(config, model)
     if config.name != "dpt" and config.privileged_sources:
         raise UserError(

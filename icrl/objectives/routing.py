@@ -69,9 +69,10 @@ def _contrast(
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE at the last step of each window, and the share of windows whose nearest is of their task."""
     rows, last = torch.arange(len(task), device=task.device), valid.sum(1) - 1
-    fast = decision.routes.representation[rows, last]
-    slow = router.slow_representation(decision.asked[rows, last])
-    return info_nce(fast, slow, task, temperature)
+    asked = decision.asked[rows, last]
+    told = asked.detach().any(-1)  # of some there is nothing to tell the task from yet
+    fast = decision.routes.representation[rows, last][told]
+    return info_nce(fast, router.slow_representation(asked[told]), task[told], temperature)
 
 
 def info_nce(fast: Tensor, slow: Tensor, task: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def bandit_dpt() -> Recipe:
         ),
         objective=ObjectiveConfig("dpt", start_fraction=1.0, num_queries=32),
         train=TrainConfig(
-            steps=5600,
+            steps=4800,
             batch_size=32,
             learning_rate=3e-3,
             final_learning_rate=0.02,

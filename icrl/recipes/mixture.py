@@ -1,6 +1,6 @@
 """T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without.
 
-All variants have as many active weights and read the same data; ``t2mir_ad_dense`` has no mixture.
+All variants have as many active weights and read the same windows; ``t2mir_ad_dense`` has no mixture.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _MIXTURE = MixtureConfig(blocks=(1, 2))
+_MEMBERS = [
+    "darkroom width=6 height=6 horizon=36 num_validation=4",
+    "darkroom width=8 height=8 horizon=64 num_validation=6",
+    "darkroom width=6 height=6 horizon=36 num_validation=4 permuted_actions=true",
+    "keydoor width=6 height=6 horizon=60 task_split=0 num_tasks=80",
+    "minigrid_empty",
+    "minigrid_doors",
+]
+_UNSEEN = ["darkroom width=7 height=7 horizon=49"]
 
 
 def t2mir_ad() -> Recipe:
@@ -73,7 +82,7 @@ def _explorers(function: Callable[[], Recipe], **mixture: Any) -> Recipe:
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),
-        family=FamilyConfig("mixed"),
+        family=FamilyConfig("mixed", {"members": _MEMBERS, "unseen": _UNSEEN}),
         collect=CollectConfig((explorer,), num_histories=8240, steps_per_history=600, shard_histories=515),
         model=ModelConfig(
             window=300, width=64, num_layers=3, num_heads=4, mlp_ratio=6, mixture=replace(_MIXTURE, **mixture)
@@ -82,6 +91,7 @@ def _explorers(function: Callable[[], Recipe], **mixture: Any) -> Recipe:
         train=TrainConfig(
             steps=1000,
             batch_size=32,
+            pairs=True,
             learning_rate=2e-3,
             validate_every=500,
             validation_episodes=4,
