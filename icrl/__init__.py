@@ -40,4 +40,12 @@ def load(
     memory = policy.config.memory
     encoder = make_encoder(policy.spec, memory, Path(run)) if memory.k else None
     rule = ActionRule(greedy, temperature)
-    return InContextAgent(policy, seed=seed, rule=rule, append=append, target_return=target, encoder=encoder)
+    return InContextAgent(
+        policy,
+        seed=seed,
+        rule=rule,
+        append=append,
+        target_return=target,
+        search_return=recipe.objective.search_return,
+        encoder=encoder,
+    )

@@ -221,6 +221,9 @@ class ObjectiveConfig:
     target_return: float = 0.0
     """DT: return of an episode that the policy is asked for when it acts; less what it has earned, or with `model.return_to_go rate` in proportion
     to the steps that are left."""
+    search_return: float = 0.0
+    """DT: the same until a step of the lane's life, its memory included, has paid more than 0; 0: `target_return` from the first. Asked for much before it
+    knows of any reward, a policy goes where rewards were in training and nowhere else."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
     short_window: bool = False

@@ -16,6 +16,9 @@ class Context:
         self.lengths = np.zeros(lanes, np.int64)  # (B,) transitions held
         self.episode_step = np.zeros(lanes, np.int64)  # (B,) steps of the running episode so far
         self.episode_return = np.zeros(lanes, np.float32)  # (B,) what its rewards add up to
+        self.paid = np.zeros(
+            lanes, bool
+        )  # (B,) whether some step of the lane's life, the forgotten ones included, paid more than 0
 
     def _allocate(self, step: Step) -> None:
         def empty(array: Array) -> Array:
@@ -27,6 +30,7 @@ class Context:
         self.columns["ended"] = np.zeros((len(self.lengths), self.window), bool)
         self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
         self.columns["episode_return"] = np.zeros((len(self.lengths), self.window), np.float32)
+        self.columns["paid"] = np.zeros((len(self.lengths), self.window), bool)
 
     def append(self, step: Step) -> None:
         """Add one transition to every lane."""
@@ -42,6 +46,7 @@ class Context:
             "ended": step.ended,
             "episode_step": self.episode_step,
             "episode_return": self.episode_return,
+            "paid": self.paid,
         }
         for name, value in values.items():
 
@@ -52,9 +57,10 @@ class Context:
         self.lengths += 1
         self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
         self.episode_return = np.where(step.ended, 0, self.episode_return + step.reward).astype(np.float32)
+        self.paid = self.paid | (step.reward > 0)
 
     def forget(self, lanes: Array) -> None:
-        """Empty some lanes."""
+        """Empty the windows of some lanes, whose lives go on."""
         self.lengths[lanes] = 0
         self.episode_step[lanes] = 0
         self.episode_return[lanes] = 0

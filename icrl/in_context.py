@@ -65,6 +65,8 @@ class InContextAgent:
         When transitions join what the policy sees: at once, or (layout ``transition``, as Lee et al. 2023 published DPT) when their episode ends.
     target_return : float, optional
         What a return-conditioned policy is asked to earn in each episode.
+    search_return : float
+        What it is asked for until its life, or the memory that it starts from, holds a reward above 0; 0: ``target_return``.
     encoder : Encoder, optional
         Makes the keys of a policy with a memory; by default the one that its configuration names.
     memory : path, optional
@@ -86,6 +88,7 @@ class InContextAgent:
         rule: ActionRule = SAMPLED,
         append: Literal["step", "episode"] = "step",
         target_return: float | None = None,
+        search_return: float = 0.0,
         encoder: Encoder | None = None,
         memory: str | Path | None = None,
         tasks: Tasks | None = None,
@@ -96,6 +99,7 @@ class InContextAgent:
                 "this policy is conditioned on the return still to come: give the target_return of an episode"
             )
         self.append, self.target_return = append, target_return or 0.0
+        self.search_return = search_return or self.target_return
         self.recall: Recall | None = None
         if memory is not None and not policy.config.memory.k:
             raise UserError(f"{memory} was given, but this policy has no memory (model.memory.k is 0): leave it out")
@@ -132,6 +136,7 @@ class InContextAgent:
                 f"reset of lanes {lanes} but the agent has {self.num_lanes} lanes: call reset(number of lanes) first"
             )
         self.context.forget(index)
+        self.context.paid[index] = False
         self._empty_cache(index)
         if self.recall is not None:
             self.recall.forget(index)
@@ -215,7 +220,7 @@ class InContextAgent:
             raise UserError("there is no context to save: call reset(number of lanes) first")
         if not Path(path).parent.is_dir():
             raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
-        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step", "episode_return")}
+        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step", "episode_return", "paid")}
         arrays |= {
             "counters": self.streams.counters,
             "fixed": np.array(self._fixed),
@@ -252,6 +257,8 @@ class InContextAgent:
         lanes = lanes_by_task(saved, np.zeros(self.num_lanes) if tasks is None else tasks, path)
         for lane, theirs in enumerate(lanes):
             fill(recall.memory, lane, saved, theirs)
+        held = np.arange(recall.memory.paid.shape[1]) < recall.memory.count[:, None]
+        self.context.paid |= ((recall.memory.paid > 0) & held).any(1)
 
     def tracked(self) -> dict[str, Array]:
         """What the agent itself leaves of a roll-out, for reports: see ``icrl.memory.trace``."""
@@ -295,14 +302,14 @@ class InContextAgent:
         columns: dict[str, Observation] = {}
         if "columns/reward" in saved:
             space = self.policy.spec.observation_space
-            for name in ("action", "reward", "ended", "episode_step", "episode_return"):
+            for name in ("action", "reward", "ended", "episode_step", "episode_return", "paid"):
                 columns[name] = saved[f"columns/{name}"]
             for name in ("observation", "next_observation"):
                 columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
         self.reset(len(lengths))
         self.context.columns = columns
         self.context.lengths, self.context.episode_step = lengths, episode_step
-        self.context.episode_return = saved["episode_return"]
+        self.context.episode_return, self.context.paid = saved["episode_return"], saved["paid"]
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
         if self.recall is not None:
@@ -412,7 +419,7 @@ class InContextAgent:
             map_observation(shift, columns["observation"]),
             map_observation(shift, columns["next_observation"]),
             columns["episode_return"],
-            self._asked(columns["episode_return"], columns["episode_step"]),
+            self._asked(columns["episode_return"], columns["episode_step"], columns["paid"]),
         )
         episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
         memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
@@ -451,7 +458,7 @@ class InContextAgent:
             before,
             final,
             earned,
-            self._asked(earned, now(context.episode_step)),
+            self._asked(earned, now(context.episode_step), now(context.paid)),
         )
         memory = None if self.recall is None else self.recall.look(context.lengths, self._limits())
         output = self.policy.step_cached(
@@ -466,15 +473,18 @@ class InContextAgent:
             self.recall.looked()
         return output[:, 0]
 
-    def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor) -> torch.Tensor:
+    def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor, paid: torch.Tensor) -> torch.Tensor:
         """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps.
+
+        ``paid`` tells whether its life had by then.
 
         A rate is asked for as a return too, so that tokens are made here as in training: they divide it by the steps that are left.
         """
+        target = torch.where(paid, self.target_return, self.search_return)
         if self.policy.config.return_to_go == "rate":
             horizon = self.policy.spec.horizon
-            return self.target_return / horizon * (horizon - episode_step).float()
-        return self.target_return - earned
+            return target / horizon * (horizon - episode_step).float()
+        return target - earned
 
     def _limits(self) -> Array:
         """(B,) steps of the lanes' lives by which a chunk must have ended to be retrieved: the window's beginning, or that of its episode."""

@@ -241,6 +241,7 @@ def validation_curve(learner: Learner, store: HistoryStore, family: Family, enco
         streams=streams,
         rule=learner.recipe.validation_rule,
         target_return=learner.recipe.objective.target_return,
+        search_return=learner.recipe.objective.search_return,
         encoder=encoder,
     )
     try:

@@ -82,6 +82,7 @@ def agent_factories(
             rule=rule,
             append=config.append,
             target_return=recipe.objective.target_return,
+            search_return=recipe.objective.search_return,
             encoder=encoder,
             memory=config.memory or None,
             tasks=env.tasks,

@@ -25,6 +25,7 @@ def make_agent(
     greedy=False,
     append: Literal["step", "episode"] = "step",
     target_return: float | None = None,
+    search_return: float = 0.0,
     **options,
 ):
     spec = FamilySpec("toy", MultiDiscrete([5, 5]), Discrete(3), HORIZON)
@@ -37,7 +38,14 @@ def make_agent(
             parameter.add_(
                 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
             )
-    return InContextAgent(policy, seed=1, rule=ActionRule(greedy), append=append, target_return=target_return)
+    return InContextAgent(
+        policy,
+        seed=1,
+        rule=ActionRule(greedy),
+        append=append,
+        target_return=target_return,
+        search_return=search_return,
+    )
 
 
 class Script:

@@ -42,7 +42,7 @@ every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 def agent_of(options, window=10) -> Any:
     target: Any = 0.3 * HORIZON if "return_to_go" in options else None
-    agent: InContextAgent = make_agent(window=window, target_return=target, **options)
+    agent: InContextAgent = make_agent(window=window, target_return=target, search_return=0.1, **options)
     agent.policy.spec = replace(agent.policy.spec, horizon=HORIZON)
     return agent
 
@@ -71,9 +71,11 @@ def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
             earned = agent.context.columns["episode_return"][lane, : n - 1] if n > 1 else np.zeros(0)
             earned = np.append(earned, agent.context.episode_return[lane])[None].astype(np.float32)
             steps = np.append(steps, agent.context.episode_step[lane])[None]
-            asked = agent.target_return - earned
-            if options.get("return_to_go") == "rate":  # 0.3 of each step left
-                asked = (0.3 * (HORIZON - steps)).astype(np.float32)
+            paid = agent.context.columns["paid"][lane, : n - 1] if n > 1 else np.zeros(0, bool)
+            target = np.where(np.append(paid, agent.context.paid[lane]), agent.target_return, agent.search_return)[None]
+            asked = (target - earned).astype(np.float32)
+            if options.get("return_to_go") == "rate":  # so much of each step left
+                asked = (target / HORIZON * (HORIZON - steps)).astype(np.float32)
             window = replace(window, episode_step=steps, episode_return=earned, return_to_go=asked)
             retrieved = retrieved_for(agent, lane, -(-n // agent.policy.config.memory.every))
             expected = step_window(agent.policy, replace(window, retrieved=retrieved))[0, -1]
@@ -110,6 +112,38 @@ def test_an_empty_memory_is_no_memory_bit_for_bit(options):
     other = torch.where(some[..., None], tokens, 1e4)  # what masked neighbours hold is inert
     again = real(*inputs[0][:-1], RetrievedWindow(other, some, each * policy.config.tokens_per_step))
     assert torch.equal(full, again)
+
+
+def test_a_lane_is_asked_for_little_until_its_life_has_paid_and_again_after_a_reset():
+    agent, script = agent_of({**EPISODIC, "return_to_go": "total"}), Script(2, 12)
+    script.reward[:] = 0
+    script.reward[4, 1] = 2
+    agent.reset(2)
+    asked, step_cached = [], agent.policy.step_cached
+    agent.policy.step_cached = lambda o, previous, *a, **k: asked.append(previous) or step_cached(o, previous, *a, **k)
+    for _ in live(agent, script, 10):
+        pass
+    single = [p for p in asked if p.return_to_go.shape == (2, 1)]
+    targets = np.stack([(p.return_to_go + p.episode_return)[:, 0].numpy() for p in single], 1)  # (2, 10)
+    np.testing.assert_allclose(targets[0], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(targets[1], [0.1] * 5 + [agent.target_return] * 5, rtol=1e-6)
+    agent.reset([1])
+    assert agent.context.paid.tolist() == [False, False]
+
+
+def test_a_saved_context_and_a_memory_tell_whether_a_life_has_paid(tmp_path):
+    agent, script = lived({**EPISODIC, "return_to_go": "rate"}, lanes=2)
+    assert agent.context.paid.all() and script.reward.max() > 0
+    agent.save_context(tmp_path / "context.npz")
+    again = agent_of({**EPISODIC, "return_to_go": "rate"})
+    again.reset(2)
+    again.restore_context(tmp_path / "context.npz")
+    assert again.context.paid.all()
+    agent.save_memory(tmp_path / "memory.npz")
+    fresh = agent_of({**EPISODIC, "return_to_go": "rate"})
+    fresh.reset(2)
+    fresh.load_memory(tmp_path / "memory.npz")
+    assert fresh.context.paid.all()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from icrl.data.chunks import Retrieved
-from icrl.interfaces import Array, Step
+from icrl.interfaces import Array, Step, take_lanes
 from icrl.memory.encoders import Encoder
 from icrl.memory.lanes import LaneMemory
 from icrl.memory.trace import Trace
@@ -46,6 +46,9 @@ class Recall:
         )  # (B, R, P, E) keys of what was asked with
         self.asked_at = np.zeros((lanes, groups), np.int64)  # (B, R) step of the life at which that was
         self.due = np.ones(lanes, bool)  # a retrieval waits for the next look
+        self.in_force = np.full(
+            (lanes, self.memory.identity_width), np.nan
+        )  # (B, ·) what the keys and values of each lane were made of
         self.trace = Trace(lanes)
         self._came: tuple[Array, Array] | None = (
             None  # lanes and ids of the retrievals that the next token sees first, where they are traced
@@ -54,6 +57,7 @@ class Recall:
     def forget(self, lanes: Array) -> None:
         """A new task in some lanes."""
         self.memory.forget(lanes)
+        self.in_force[lanes] = np.nan
         self.begin(lanes, np.zeros(len(lanes), np.int64))
 
     def begin(self, lanes: Array, lengths: Array, sure: Array | None = None) -> None:
@@ -118,18 +122,28 @@ class Recall:
         self.memory.restore(arrays, space)
         self.asked[:], self.asked_at[:] = arrays["asked"], arrays["asked_at"]
         self.due[:] = True
+        self.in_force[:] = np.nan
 
     def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> Array:
-        """Retrieve for some lanes with the questions of their groups; the chunks (n, k) that came."""
+        """Retrieve for some lanes with the questions of their groups; the chunks (n, k) that came.
+
+        Keys and values are made anew only in lanes in which something else came than is in force.
+        """
         if len(lanes) == 0:
             return np.zeros((0, self.config.k), np.int64)
-        index = torch.as_tensor(lanes, device=self.policy.device)
         parts, as_of = self.asked[lanes, groups][:, None], self.asked_at[lanes, groups][:, None]
         ids = self.memory.search(lanes, parts, limits, as_of)
         if (ids < 0).all():
-            self.cache.seen[index, 1:] = False
-        else:
-            self.policy.remember(self._tensors(lanes, ids), self.cache, index)
+            self.cache.seen[torch.as_tensor(lanes, device=self.policy.device), 1:] = False
+            self.in_force[lanes] = np.nan
+            return ids[:, 0]
+        read = self.memory.read(lanes, ids)
+        identity = self.memory.identity(lanes, ids[:, 0], read)
+        new = (identity != self.in_force[lanes]).any(1)
+        self.in_force[lanes] = identity
+        if new.any():
+            brought = Retrieved(*(to_tensors(take_lanes(part, new), self.policy.device) for part in read))
+            self.policy.remember(brought, self.cache, torch.as_tensor(lanes[new], device=self.policy.device))
         return ids[:, 0]
 
     def _tensors(self, lanes: Array, ids: Array) -> Retrieved:

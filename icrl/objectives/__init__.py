@@ -67,5 +67,7 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         )
     if config.name == "dt" and not (model.conditioned and model.episodic):
         raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
+    if config.search_return and config.name != "dt":
+        raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
     if model.conditioned and config.name != "dt":
         raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to off")

@@ -9,6 +9,7 @@ Committed explorers in rooms so large that they see half an episode at once, wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from icrl.config import (
     CollectConfig,
@@ -27,28 +28,27 @@ from icrl.recipes.description import first_line
 def radt() -> Recipe:
     """RA-DT in the 10×10 Dark Room: a context of 50 steps, and a memory of all that was lived before."""
     memory = MemoryConfig(k=2, utility=5.0, own_past=0.7, pool=8192)
-    model = ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True, memory=memory)
-    return _in_dark_room(radt, model, _CONDITIONED)
+    return _in_dark_room(radt, replace(_HALF_AN_EPISODE, memory=memory), _CONDITIONED)
 
 
 def radt_dt() -> Recipe:
     """RA-DT's Dark Room without its memory: a Decision Transformer that never learns of its task."""
-    return _in_dark_room(
-        radt_dt, ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True), _CONDITIONED
-    )
+    return _in_dark_room(radt_dt, _HALF_AN_EPISODE, _CONDITIONED)
 
 
 def radt_ad() -> Recipe:
     """Algorithm Distillation in RA-DT's Dark Room: no memory, a context of three episodes."""
-    return _in_dark_room(radt_ad, ModelConfig(window=300, num_layers=3), ObjectiveConfig("ad"))
+    return _in_dark_room(radt_ad, _THREE_EPISODES, ObjectiveConfig("ad"))
 
 
 def radt_dpt() -> Recipe:
     """DPT in RA-DT's Dark Room: no memory, a context of three episodes, optimal actions as labels (privileged data)."""
-    return _in_dark_room(radt_dpt, ModelConfig(window=300, num_layers=3), ObjectiveConfig("dpt", start_fraction=1.0))
+    return _in_dark_room(radt_dpt, _THREE_EPISODES, ObjectiveConfig("dpt", start_fraction=1.0))
 
 
-_CONDITIONED = ObjectiveConfig("dt", target_return=90.0, start_fraction=0.6)
+_HALF_AN_EPISODE = ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True, dropout=0.1)
+_THREE_EPISODES = ModelConfig(window=300, num_layers=3, dropout=0.1)
+_CONDITIONED = ObjectiveConfig("dt", target_return=90.0, search_return=60.0, start_fraction=0.6)
 
 
 def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective: ObjectiveConfig) -> Recipe:
@@ -95,7 +95,7 @@ def large_keydoor_window() -> Recipe:
     return _in_large_room(large_keydoor_window, "keydoor", MemoryConfig())
 
 
-_OWN_LIFE = MemoryConfig(k=4)
+_OWN_LIFE = MemoryConfig(k=3)
 
 
 def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryConfig) -> Recipe:
@@ -124,7 +124,7 @@ def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryCo
         ),
         objective=ObjectiveConfig("ad", start_fraction=0.2, short_window=memory.k == 0),
         train=TrainConfig(
-            steps=2000,
+            steps=1500,
             batch_size=32,
             learning_rate=2e-3,
             validate_every=500,
