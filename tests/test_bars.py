@@ -6,11 +6,14 @@ Recipes run into runs/ beside the code and are resumed there; a finished one is 
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_icrl
 
 from icrl.data.inspect import summary
 from icrl.data.store import HistoryStore
+from icrl.metrics import Bootstrap
+from scripts.cells import make_cell, scores
 from scripts.inspect_data import family_of
 
 pytestmark = pytest.mark.slow
@@ -100,6 +103,25 @@ def test_cheetah_vel():
     (record,), minutes = finished("cheetah-vel")
     assert {"optimal", "source misled"} <= set(record["agents"]) and len(curve(record)) == 5 and minutes <= 20
     assert record["agents"]["agent, rewards hidden"]["agent_minus_this"]["over_tasks"][0] > 0
+
+
+def test_radt():
+    """Three training seeds against methods without a memory on the same data, all of them paired by task and seed."""
+    runs = {
+        method: [finished(f"{method}{seed}") for seed in ("", "@1", "@2")]
+        for method in ("radt", "radt-ad", "radt-dpt", "radt-dt")
+    }
+    last = {method: np.mean([curve(record)[39] for (record,), _ in seeds]) for method, seeds in runs.items()}
+    assert last["radt"] >= 82 and all(last["radt"] > last[other] for other in ("radt-ad", "radt-dpt", "radt-dt"))
+
+
+@pytest.mark.parametrize("room", ["large-darkroom", "large-keydoor"])
+def test_a_memory_helps_in_a_large_room(room):
+    (_, minutes), _ = (finished(f"{room}-{kind}") for kind in ("memory", "window"))
+    cells = [make_cell(ROOT / "runs" / f"{room}-{kind}") for kind in ("memory", "window")]
+    difference = scores(cells[0], "all") - scores(cells[1], "all")
+    low, _ = Bootstrap(np.arange(len(difference)), 1, 0)(difference[None]).estimate().over_tasks.ravel()
+    assert low > 0 and minutes <= 20
 
 
 def test_bench(tmp_path):

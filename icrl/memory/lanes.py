@@ -173,18 +173,9 @@ class LaneMemory:
             valid=valid,
         )
 
-    @property
-    def identity_width(self) -> int:
-        """Numbers that ``identity`` gives of a lane."""
-        return 2 * self.config.k * (1 + self.config.chunk)
-
-    def identity(self, lanes: Array, ids: Array, read: Retrieved) -> Array:
-        """(n, ·) numbers that are equal where the chunks ``ids`` (n, k) of some lanes, as they were ``read`` (n, 1, ...), hold the same.
-
-        A chunk never changes but for the return to go of an episode that runs on; a slot whose chunk made room for another tells by its end.
-        """
-        ends = self.end[self._owners(lanes)[:, None], np.maximum(ids, 0)]
-        return np.concatenate([ids, ends, read.return_to_go[:, 0]], 1)
+    def identity(self, lanes: Array, ids: Array) -> Array:
+        """(n, 2 k) numbers that are equal where the chunks ``ids`` (n, k) of some lanes are the same: a slot whose chunk made room for another tells by its end."""
+        return np.concatenate([ids, self.end[self._owners(lanes)[:, None], np.maximum(ids, 0)]], 1)
 
     def adopt(self, lane: int, chunks: dict[str, Observation], keys: Array, futures: Array, totals: Array) -> None:
         """Give an empty lane the n chunks (n, 2 C, ...) of another life, whose episodes, numbered from 0, earned ``totals``."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from icrl.data.chunks import Retrieved
-from icrl.interfaces import Array, Step, take_lanes
+from icrl.interfaces import Array, Step
 from icrl.memory.encoders import Encoder
 from icrl.memory.lanes import LaneMemory
 from icrl.memory.trace import Trace
@@ -47,8 +47,8 @@ class Recall:
         self.asked_at = np.zeros((lanes, groups), np.int64)  # (B, R) step of the life at which that was
         self.due = np.ones(lanes, bool)  # a retrieval waits for the next look
         self.in_force = np.full(
-            (lanes, self.memory.identity_width), np.nan
-        )  # (B, ·) what the keys and values of each lane were made of
+            (lanes, 2 * config.k), np.nan
+        )  # (B, 2 k) of which chunks the keys and values of each lane are
         self.trace = Trace(lanes)
         self._came: tuple[Array, Array] | None = (
             None  # lanes and ids of the retrievals that the next token sees first, where they are traced
@@ -57,7 +57,7 @@ class Recall:
     def forget(self, lanes: Array) -> None:
         """A new task in some lanes."""
         self.memory.forget(lanes)
-        self.in_force[lanes] = np.nan
+        self.in_force[:] = np.nan  # of all, since a lane may look into another's memory
         self.begin(lanes, np.zeros(len(lanes), np.int64))
 
     def begin(self, lanes: Array, lengths: Array, sure: Array | None = None) -> None:
@@ -127,7 +127,7 @@ class Recall:
     def _put_in_force(self, lanes: Array, groups: Array, limits: Array) -> Array:
         """Retrieve for some lanes with the questions of their groups; the chunks (n, k) that came.
 
-        Keys and values are made anew only in lanes in which something else came than is in force.
+        Keys and values are made anew only in lanes in which something else came than is in force: a chunk that may be retrieved never changes.
         """
         if len(lanes) == 0:
             return np.zeros((0, self.config.k), np.int64)
@@ -137,13 +137,12 @@ class Recall:
             self.cache.seen[torch.as_tensor(lanes, device=self.policy.device), 1:] = False
             self.in_force[lanes] = np.nan
             return ids[:, 0]
-        read = self.memory.read(lanes, ids)
-        identity = self.memory.identity(lanes, ids[:, 0], read)
+        identity = self.memory.identity(lanes, ids[:, 0])
         new = (identity != self.in_force[lanes]).any(1)
         self.in_force[lanes] = identity
         if new.any():
-            brought = Retrieved(*(to_tensors(take_lanes(part, new), self.policy.device) for part in read))
-            self.policy.remember(brought, self.cache, torch.as_tensor(lanes[new], device=self.policy.device))
+            index = torch.as_tensor(lanes[new], device=self.policy.device)
+            self.policy.remember(self._tensors(lanes[new], ids[new]), self.cache, index)
         return ids[:, 0]
 
     def _tensors(self, lanes: Array, ids: Array) -> Retrieved:
