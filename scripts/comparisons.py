@@ -111,7 +111,7 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
         "command",
     )
     rows = [_row(*row, done[0], comparison) for row in zip(comparison.methods, done, strict=True) if row[1]]
-    lines = [" | ".join(columns), "|".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
+    lines = [" | ".join(cells) for cells in (columns, ["---"] * len(columns), *rows)]
     return f"{comparison.title}; brackets: {BRACKETS}:\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
