@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents import make_source, source_class
-from agents.base import lanes_of_reset
+from agents.base import lanes_of_reset, num_actions
 from envs.mixed import MixedVectorEnv
 from icrl.interfaces import Agent, Array, Decision, Family, Source, Step, TaskVectorEnv, UserError
 from icrl.registry import read_option
@@ -70,13 +70,10 @@ class _Agents:
                 agent.reset(np.flatnonzero(meant[own]))
 
     def act(self, observation: Any, action_mask: Array | None = None) -> Decision:
-        decisions = [
-            agent.act(
-                _own(observation, lanes, env),
-                None if action_mask is None else action_mask[lanes, : env.single_action_space.n],
-            )  # type: ignore[attr-defined]
-            for lanes, env, agent in self._agents
-        ]
+        decisions = []
+        for lanes, env, agent in self._agents:
+            allowed = None if action_mask is None else action_mask[lanes, : num_actions(env, "by_member")]
+            decisions.append(agent.act(_own(observation, lanes, env), allowed))
 
         def joined(name: str) -> Array | None:
             values = [getattr(decision, name) for decision in decisions]

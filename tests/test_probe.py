@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from icrl.interfaces import ActionRule, UserError
 from icrl.models.policy import make_policy
 from icrl.recipes import smoke
 from scripts import probe as probe_script
-from scripts import run
+from scripts import routing_probe, run
 from scripts.routing_probe import known_of, mutual_information, probe, quadrants
 
 
@@ -49,8 +50,8 @@ def test_a_probe_finds_what_is_linear_and_not_what_is_not():
 def test_quadrants_by_hand():
     tasks = lanes_of(FAMILY)
     for task, quadrant in zip(tasks, quadrants(FAMILY, tasks), strict=True):
-        inner = FAMILY.inner_tasks(int(task["member"]), tasks[:1] * 0 + task if False else np.array([task]))
-        place = inner["door"][0] if "door" in inner.dtype.names else inner["goal"][0]
+        inner = FAMILY.inner_tasks(int(task["member"]), np.array([task]))
+        place = inner["door"][0] if "door" in (inner.dtype.names or ()) else inner["goal"][0]
         size = FAMILY.families[task["member"]].spec.observation_space.nvec[:2]  # type: ignore[attr-defined]
         assert quadrant == 2 * (place[0] >= size[0] / 2) + (place[1] >= size[1] / 2)
 
@@ -66,7 +67,7 @@ def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_epis
     policy = make_policy(FAMILY.spec, recipe.model, 0).eval()
     tasks = lanes_of(FAMILY)
     known = known_of(policy, FAMILY, tasks, episodes=2, rule=ActionRule(), seed=0)
-    router = policy.transformer.blocks[1].mlp.task_router  # type: ignore[union-attr]
+    router: Any = policy.get_submodule("transformer.blocks.1.mlp.task_router")
     with torch.no_grad():
         routes = router(torch.as_tensor(known.features["summary"]))
     np.testing.assert_allclose(routes.representation, known.features["router"], rtol=1e-4, atol=1e-5)
@@ -74,6 +75,18 @@ def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_epis
     assert set(known.choices) == {"token experts, block 1", "task experts, block 1"}
     for shares in known.choices.values():
         assert shares.sum() == pytest.approx(1)
+
+
+def test_it_looks_at_the_step_behind_the_episodes(monkeypatch):
+    windows, told = [], []
+    record, mean = routing_probe.record_context, routing_probe.mean_of_first
+    monkeypatch.setattr(routing_probe, "record_context", lambda *a, **k: windows.append(record(*a, **k)) or windows[-1])
+    monkeypatch.setattr(routing_probe, "mean_of_first", lambda sums, upto: told.append(upto) or mean(sums, upto))
+    policy = make_policy(FAMILY.spec, tiny().model, 0).eval()
+    known_of(policy, FAMILY, lanes_of(FAMILY), episodes=2, rule=ActionRule(), seed=0)
+    at = told[0][:, 0].numpy() - 1
+    lanes, (window,) = np.arange(len(at)), windows
+    assert (window.episode[lanes, at] == 2).all() and (window.episode[lanes, at - 1] == 1).all()
 
 
 def test_the_command_probes_a_run(tmp_path, capsys, monkeypatch):
