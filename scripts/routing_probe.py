@@ -91,13 +91,8 @@ def _known(policy: Policy, family: Mixed, tasks: Tasks, episodes: int, rule: Act
         routes = task_decisions[-1].routes
         features["router"] = routes.representation[lanes, token]
         experts = routes.experts[lanes, token, 0].cpu().numpy()
-    choices = {_name(decision): _choices(decision) for decision in seen}
+    choices = {"{} experts, block {}".format(*decision.place): _choices(decision) for decision in seen}
     return Known({name: value.float().cpu().numpy() for name, value in features.items()}, choices, experts)
-
-
-def _name(decision: Decision) -> str:
-    _, _, block, _, router = decision.name.split(".")
-    return f"{router.removesuffix('_router')} experts, block {block}"
 
 
 def _choices(decision: Decision) -> Array:

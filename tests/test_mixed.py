@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,12 @@ def test_one_source_plays_in_every_family_as_it_does_alone():
             for name in ("action", "target_action", "behaviour_log_prob"):
                 np.testing.assert_array_equal(getattr(mixed.decision, name)[lanes], getattr(plain.decision, name))
             np.testing.assert_array_equal(mixed.step.reward[lanes], plain.step.reward)
+
+
+def test_the_action_rule_reaches_sources_that_have_probabilities():
+    for source, greedy in (("posterior_sampling", True), ("nearest_plausible", None)):
+        made: Any = make_source("by_member", source=source, greedy=True)
+        assert getattr(made.inner, "greedy", None) is greedy
 
 
 @pytest.mark.parametrize(

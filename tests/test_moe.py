@@ -20,7 +20,9 @@ from icrl.models.moe import Decision, Experts, Mixture, Router, Routes, TaskRout
 from icrl.models.policy import make_policy
 from icrl.objectives.routing import info_nce, routing_loss, variation
 from icrl.optimisation import Learner
+from icrl.recipes import smoke
 from icrl.training import make_sampler, train
+from scripts.check import check_recipe
 
 SPEC = FamilySpec("toy", MultiDiscrete([4, 5]), Discrete(4), 4)
 
@@ -334,6 +336,14 @@ def test_too_few_tasks_for_pairs_are_one_line(store):
         WindowSampler(store, 8, paired=True).batch(0, 26)
     with pytest.raises(UserError, match=r"batches of 7 windows.* need an even number"):
         WindowSampler(store, 8, paired=True).batch(0, 7)
+
+
+def test_pairs_that_cannot_be_made_are_refused_before_any_work():
+    recipe = smoke()
+    for batch_size, words in ((15, "need an even number"), (64, "and there are histories of 15")):
+        train = replace(recipe.train, pairs=True, batch_size=batch_size)
+        with pytest.raises(UserError, match=words):
+            check_recipe(replace(recipe, train=train))
 
 
 def test_a_checkpoint_with_other_experts_is_refused(store, tmp_path):

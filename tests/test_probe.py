@@ -94,6 +94,9 @@ def test_the_command_probes_a_run(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     assert run.main(["tiny", "--out", str(folder)]) == 0
     capsys.readouterr()
+    (record,) = json.loads((folder / "evaluation.json").read_text())
+    row = record["agents"]["source by_member"]
+    assert row["privileged"] == "which family it is in, and there the family's exact posterior over tasks"
     assert probe_script.main([str(folder), "--lanes", "30"]) == 0
     shown = capsys.readouterr().out
     for words in (

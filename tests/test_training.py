@@ -272,6 +272,14 @@ def test_windows_start_where_they_do_when_acting(store, tmp_path, window, k, any
     assert bool((starts % 8 != 0).any()) is anywhere
 
 
+def test_a_run_goes_on_with_the_action_rule_that_its_checkpoints_were_chosen_by(tmp_path):
+    recipe = replace(RECIPE, evaluations=(EvaluateConfig(temperature=0.5),))
+    run_folder.claim(tmp_path / "run", recipe)
+    run_folder.claim(tmp_path / "run", replace(recipe, evaluations=(EvaluateConfig(temperature=0.5, lanes=7),)))
+    with pytest.raises(UserError, match="action rule on validation tasks"):
+        run_folder.claim(tmp_path / "run", RECIPE)
+
+
 def test_validation_takes_actions_as_the_evaluation_does(store, monkeypatch):
     rules = []
     made = training.InContextAgent

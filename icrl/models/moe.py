@@ -189,6 +189,12 @@ class Decision(NamedTuple):
     asked: Tensor
     routes: Routes
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """``transformer.blocks.2.mlp.task_router`` -> ``("task", "2")``."""
+        _, _, block, _, router = self.name.split(".")
+        return router.removesuffix("_router"), block
+
 
 @contextmanager
 def watched(policy: nn.Module) -> Iterator[list[Decision]]:
@@ -226,13 +232,13 @@ def check_mixture(config: ModelConfig) -> None:
         )
     for part in ("token", "task"):
         top, num = getattr(mixture, f"{part}_top"), getattr(mixture, f"{part}_experts")
-        if mixture.parts in (part, "both") and 1 <= top <= num and expert_widths(config, num, top)[0] < 1:
-            raise UserError(
-                f"model.mixture.{part}_top {top} leaves no width for experts within model.mlp_ratio {config.mlp_ratio}: hand tokens to fewer"
-            )
         if not 1 <= top <= num:
             raise UserError(
                 f"model.mixture.{part}_top is {top}, expected 1 to the {num} experts of model.mixture.{part}_experts"
+            )
+        if mixture.parts in (part, "both") and expert_widths(config, num, top)[0] < 1:
+            raise UserError(
+                f"model.mixture.{part}_top {top} leaves no width for experts within model.mlp_ratio {config.mlp_ratio}: hand tokens to fewer"
             )
     for name in ("token_balance", "task_balance", "contrast"):
         if not 0 <= getattr(mixture, name) < math.inf:

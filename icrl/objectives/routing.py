@@ -32,8 +32,8 @@ def routing_loss(
         balance, load = _balance(decision, counted)
         total = total + weight * balance
         balances.append(balance.detach())
-        metrics[f"routing/{_short(decision.name)}/least_load"] = load.min()
-        metrics[f"routing/{_short(decision.name)}/most_load"] = load.max()
+        place = "_".join(decision.place)
+        metrics |= {f"routing/{place}/least_load": load.min(), f"routing/{place}/most_load": load.max()}
         if isinstance(decision.router, TaskRouter) and config.contrast:
             contrast, hit = _contrast(decision, decision.router, counted, task, config.temperature)
             total = total + config.contrast * contrast
@@ -91,12 +91,6 @@ def info_nce(fast: Tensor, slow: Tensor, task: Tensor, temperature: float) -> tu
     loss = (similarity[paired].logsumexp(1) - among_same).mean()
     nearest = similarity.argmax(1, keepdim=True)
     return loss, same.gather(1, nearest)[paired].float().mean().detach()
-
-
-def _short(name: str) -> str:
-    """``transformer.blocks.2.mlp.task_router`` -> ``task_2``."""
-    _, _, block, _, router = name.split(".")
-    return f"{router.removesuffix('_router')}_{block}"
 
 
 def follow(policy: torch.nn.Module, momentum: float) -> None:
