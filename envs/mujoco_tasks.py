@@ -57,7 +57,7 @@ class MujocoFamily(RobotFamily):
         """What a step earns, from what the robot's own environment gave for it."""
         return given
 
-    def make_env(self, **task: Any) -> gym.Env:
+    def make_env(self, **task: Any) -> MujocoTask:
         """One robot that plays a task. Raises UserError where MuJoCo is not installed, and for a task that is out of range."""
         self.check(task)
         return MujocoTask(self, task)
@@ -223,6 +223,11 @@ class MujocoTask(gym.Env):
         self._observation = observation.astype(np.float32)
         reward = self._family.reward(self._task, float(given), info)
         return self._observation, float(reward), False, False, {}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the robot stands, by its own environment's rule; a robot without such a rule always does."""
+        return bool(getattr(self._robot, "is_healthy", True))
 
     def _oracle_action(self, task: Task | None = None) -> Array:
         """(action_dim,) of the kept oracle for this or another task."""

@@ -57,6 +57,8 @@ class Options(MachineOptions):
     """Step size; it falls linearly to a tenth."""
     updates_per_step: float = 0.5
     """Gradient steps per environment step, at most 1."""
+    end_when_fallen: bool = False
+    """End a training episode when the robot is no longer healthy, by its own environment's rule; the family's own episodes go on."""
     checkpoint_every: int = 20_000
     """Steps between two checkpoints."""
     seed: int = 0
@@ -75,8 +77,9 @@ class Options(MachineOptions):
 class ToldEnv(gym.Env):
     """A family as one environment: a new task in each episode, which the observation tells (D + k,)."""
 
-    def __init__(self, family: MujocoFamily, rng: np.random.Generator):
+    def __init__(self, family: MujocoFamily, rng: np.random.Generator, *, end_when_fallen: bool = False):
         self._family, self._rng, self._env, self._clock = family, rng, None, 0
+        self._end_when_fallen = end_when_fallen
         spec, told = family.spec, family.told(family.sample_task(np.random.default_rng(0)))
         size = gym.spaces.flatdim(spec.observation_space) + len(told)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -93,8 +96,9 @@ class ToldEnv(gym.Env):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         assert self._env is not None
         self._clock += 1
-        observation, reward, terminated, _, info = self._env.step(action)
-        return self._telling(observation), float(reward), terminated, self._clock >= self._family.horizon, info
+        observation, reward, _, _, info = self._env.step(action)
+        fallen = self._end_when_fallen and not self._env.healthy
+        return self._telling(observation), float(reward), fallen, self._clock >= self._family.horizon, info
 
     def _telling(self, observation: Array) -> Array:
         return np.concatenate([observation, self._told], dtype=np.float32)
@@ -121,6 +125,7 @@ def remade_by(name: str, options: Options) -> str:
         for key, value in given.items()
         if value != getattr(default, key) or key == "steps"
     ]
+    words += ["--end-when-fallen"] if options.end_when_fallen else []
     return " ".join([PROG, name, *words])
 
 
@@ -163,7 +168,8 @@ class _Run:
         self.best: dict[str, Any] = {"validation_return": -np.inf, "steps": 0}
         newest = max(work.glob("step-*"), default=None)
         done = int(newest.name.removeprefix("step-")) if newest else 0
-        env = ToldEnv(family, generator(options.seed, family.name, "oracle", done))
+        rng = generator(options.seed, family.name, "oracle", done)
+        env = ToldEnv(family, rng, end_when_fallen=options.end_when_fallen)
         device, seed = device_of(options), derive_seed(options.seed, "sac", done) % 2**31
         sac: Any = ALGORITHMS["sac"]
         if newest is None:
@@ -189,10 +195,10 @@ class _Run:
 
     def _check_settings(self, checkpoint: Path) -> None:
         kept = json.loads((checkpoint / "state.json").read_text())
-        for key, value in kept["settings"].items():
-            if self.settings[key] != value:
+        for key, value in self.settings.items():
+            if kept["settings"].get(key) != value:
                 raise UserError(
-                    f"{self.work} holds a training with {key} {value}, this one has {self.settings[key]}: take the same, or another --work"
+                    f"{self.work} holds a training with {key} {kept['settings'].get(key)}, this one has {value}: take the same, or another --work"
                 )
         self.best = kept["best"]
 

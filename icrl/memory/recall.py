@@ -111,7 +111,12 @@ class Recall:
         groups = int(last.max()) + 1
         parts = self.asked[lanes, :groups] * (np.arange(groups) <= last[:, None])[:, :, None, None]
         ids = self.memory.search(lanes, parts, limits, self.asked_at[lanes, :groups])
-        return None if (ids < 0).all() else self.policy.window_memory(self._tensors(lanes, ids))
+        if (ids < 0).all():
+            return None
+        distinct, chunks = _distinct(ids)
+        return self.policy.shared_window_memory(
+            self._tensors(lanes, distinct[:, None]), torch.as_tensor(chunks, device=self.policy.device)
+        )
 
     def state(self) -> dict[str, Array]:
         """Everything but the caches, as arrays by name."""
@@ -148,3 +153,14 @@ class Recall:
     def _tensors(self, lanes: Array, ids: Array) -> Retrieved:
         """(n, R, M, ...) what the chunks ``ids`` (n, R, k) of some lanes hold."""
         return Retrieved(*(to_tensors(part, self.policy.device) for part in self.memory.read(lanes, ids)))
+
+
+def _distinct(ids: Array) -> tuple[Array, Array]:
+    """Numbers (n, R, k), -1 for none -> the distinct ones of each row (n, N), filled up with -1, and where in it each stands (n, R, k), -1 for none."""
+    rows = [np.unique(row[row >= 0]) for row in ids]
+    distinct = np.full((len(ids), max(map(len, rows))), -1)
+    chunks = np.full(ids.shape, -1)
+    for n, (row, found) in enumerate(zip(ids, rows, strict=True)):
+        distinct[n, : len(found)] = found
+        chunks[n] = np.where(row >= 0, np.searchsorted(found, row), -1)
+    return distinct, chunks

@@ -160,8 +160,19 @@ class Policy(nn.Module):
     def window_memory(self, retrieved: Retrieved, kind: type[RetrievedWindow] = RetrievedWindow) -> RetrievedWindow:
         """What the tokens of whole windows see of R retrievals (B, R, M, ...), one every `memory.every` steps."""
         assert self.retrieved_tokens is not None, "this policy has no memory"
-        every = self.config.memory.every * self.config.tokens_per_step
-        return kind(self.retrieved_tokens(retrieved), retrieved.valid, every)
+        return kind(self.retrieved_tokens(retrieved), retrieved.valid, self._tokens_per_retrieval)
+
+    def shared_window_memory(self, distinct: Retrieved, chunks: Tensor) -> RetrievedWindow:
+        """The same, where retrievals share the chunks (B, 1, N 2 C, ...): ``chunks`` (B, R, k) says which each of them brought, -1 for none."""
+        assert self.retrieved_tokens is not None, "this policy has no memory"
+        span = 2 * self.config.memory.chunk
+        places = (chunks.clamp(min=0)[..., None] * span + torch.arange(span, device=chunks.device)).flatten(2)
+        valid = (chunks >= 0).repeat_interleave(span, 2)
+        return RetrievedWindow(self.retrieved_tokens(distinct), valid, self._tokens_per_retrieval, places)
+
+    @property
+    def _tokens_per_retrieval(self) -> int:
+        return self.config.memory.every * self.config.tokens_per_step
 
     def with_memory(self, memory: MemoryConfig) -> Policy:
         """The same weights with other options of the memory. Raises UserError where the weights are for other chunks or blocks."""

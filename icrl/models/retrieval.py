@@ -77,31 +77,41 @@ class RetrievedWindow:
         (B, R, M) bool.
     every : int
         Tokens that each retrieval serves; the last one may serve fewer.
+    places : Tensor, optional
+        (B, R, M) where each retrieved token stands among distinct ones: ``tokens`` is then (B, 1, N, D), so that what came twice is read once.
     """
 
-    def __init__(self, tokens: Tensor, valid: Tensor, every: int):
+    def __init__(self, tokens: Tensor, valid: Tensor, every: int, places: Tensor | None = None):
         self.tokens, self.every = tokens, every
         self.seen = see_nothing_too(valid)
+        self.places = None if places is None else F.pad(places + 1, (1, 0))  # (B, R, 1 + M): nothing stands first
 
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
-        return layer(self._grouped(x), layer.remember(self.tokens), self.seen).flatten(1, 2)[:, : x.shape[1]]
+        return layer(self._grouped(x), self._remembered(layer), self.seen).flatten(1, 2)[:, : x.shape[1]]
+
+    def _remembered(self, layer: CrossAttention) -> Remembered:
+        remembered = layer.remember(self.tokens)
+        if self.places is None:
+            return remembered
+        rows = torch.arange(len(self.places), device=self.places.device)[:, None, None]
+        return Remembered(*(part[:, 0].transpose(1, 2)[rows, self.places].transpose(2, 3) for part in remembered))
 
     def _grouped(self, x: Tensor) -> Tensor:
         """Tokens (B, T, D) by the retrieval that serves them: (B, R, every, D), zeros where the last one serves fewer."""
         batch, length, width = x.shape
-        retrievals = self.tokens.shape[1]
+        retrievals = self.seen.shape[1]
         return F.pad(x, (0, 0, 0, retrievals * self.every - length)).view(batch, retrievals, self.every, width)
 
 
 class WatchedWindow(RetrievedWindow):
     """The same, keeping how the attention was divided: ``shares``, by layer (B, R, every, 1 + M), the first share being that of nothing."""
 
-    def __init__(self, tokens: Tensor, valid: Tensor, every: int):
-        super().__init__(tokens, valid, every)
+    def __init__(self, tokens: Tensor, valid: Tensor, every: int, places: Tensor | None = None):
+        super().__init__(tokens, valid, every, places)
         self.shares: list[Tensor] = []
 
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
-        self.shares.append(layer.shares(self._grouped(x), layer.remember(self.tokens), self.seen))
+        self.shares.append(layer.shares(self._grouped(x), self._remembered(layer), self.seen))
         return super().attend(number, layer, x)
 
 

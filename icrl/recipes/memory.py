@@ -1,7 +1,8 @@
 """What a memory is worth.
 
 RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them. All four read the same data and take
-actions by the same rule. RA-DT and DT see half an episode at once; AD and DPT see three episodes.
+actions by the same rule and make as many updates. RA-DT and DT see half an episode at once; AD and DPT see three episodes, and half as many
+windows in an update, which are three times RA-DT's predictions in about RA-DT's time.
 
 Committed explorers in rooms so large that they see half an episode at once, with a memory and without.
 """
@@ -63,7 +64,7 @@ def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective:
         objective=objective,
         train=TrainConfig(
             steps=3000,
-            batch_size=64,
+            batch_size=64 if model.window == 50 else 32,
             learning_rate=2e-3,
             validate_every=500,
             validation_episodes=20,
