@@ -86,7 +86,7 @@ class _Agents:
 
         action = joined("action")
         assert action is not None, "every decision has an action"
-        return Decision(action, joined("target_action"), joined("behaviour_log_prob"))
+        return Decision(action, joined("target_action"), joined("behaviour_log_prob"), joined("plan"))
 
     def observe(self, step: Step) -> None:
         for lanes, env, agent in self._agents:

@@ -27,7 +27,7 @@ from icrl.config import Recipe, SourceConfig
 from icrl.data import writer
 from icrl.data.schema import flatten, join_shards
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, Decision, Family, Source, Step, TaskVectorEnv, UserError
+from icrl.interfaces import PLAN_BEGINS, Array, Decision, Family, Source, Step, TaskVectorEnv, UserError
 from icrl.rollout import Turn, rollout
 from icrl.seeding import LaneStreams, derive_seed, generator
 
@@ -164,13 +164,15 @@ class Keeper:
     def _completed(self, turn: Turn) -> Turn:
         """The turn with exactly the optional columns that are stored: what this source lacks gets what stands in for it."""
         decision, action = turn.decision, turn.step.action
-        target, log_prob = decision.target_action, decision.behaviour_log_prob
+        target, log_prob, plan = decision.target_action, decision.behaviour_log_prob, decision.plan
         if "target_action" in self._stored - self._known:
             target = action
         if "behaviour_log_prob" in self._stored - self._known:
             log_prob = np.full(len(action), np.nan, np.float32)
+        if "plan" in self._stored - self._known:
+            plan = np.full(len(action), PLAN_BEGINS, np.uint8)
         optimal = turn.optimal_action if "optimal_action" in self._stored else None
-        return Turn(turn.step, Decision(action, target, log_prob), optimal)
+        return Turn(turn.step, Decision(action, target, log_prob, plan), optimal)
 
     def failures(self, lanes: Array, task: Array) -> list[dict[str, Any]]:
         """What failed as plain JSON, given the numbers of the histories and of their tasks, (B,) each."""
@@ -275,7 +277,8 @@ def _probe(recipe: Recipe, family: Family, source: SourceConfig) -> set[str]:
         known = set()
         _play(recipe, family, source, tasks, lanes, False, first)
     decision = turns[-1].decision
-    return known | {name for name in ("target_action", "behaviour_log_prob") if getattr(decision, name) is not None}
+    given = ("target_action", "behaviour_log_prob", "plan")
+    return known | {name for name in given if getattr(decision, name) is not None}
 
 
 def _stored_columns(source_columns: list[set[str]]) -> set[str]:

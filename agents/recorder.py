@@ -71,6 +71,7 @@ class HistoryRecorder:
         target_action: Any = None,
         optimal_action: Any = None,
         behaviour_log_prob: Any = None,
+        plan: Any = None,
     ) -> None:
         """Record one step of every lane.
 
@@ -79,7 +80,7 @@ class HistoryRecorder:
         records nothing, for a value that is not finite, of another shape or outside its space, and for an observation that is not where
         the action before it led to.
         """
-        optional = dict(zip(OPTIONAL_COLUMNS, (target_action, optimal_action, behaviour_log_prob), strict=True))
+        optional = dict(zip(OPTIONAL_COLUMNS, (target_action, optimal_action, behaviour_log_prob, plan), strict=True))
         values = flatten("observation", observation) | {name: v for name, v in optional.items() if v is not None}
         values |= {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
         finals = flatten("final_observation", next_observation)
@@ -93,7 +94,7 @@ class HistoryRecorder:
     def add_turn(self, turn: Turn) -> None:
         """The same for a turn of ``icrl.rollout.rollout``."""
         decision, known = turn.decision, {"optimal_action": turn.optimal_action}
-        known |= {"target_action": decision.target_action, "behaviour_log_prob": decision.behaviour_log_prob}
+        known |= {name: getattr(decision, name) for name in ("target_action", "behaviour_log_prob", "plan")}
         self.add(*turn.step, **known)
 
     def stop(self, lanes: Array) -> None:

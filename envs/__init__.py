@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "linear_bandit": "envs.linear_bandit:LinearBandit",
     "odd_even_bandit": "envs.odd_even_bandit:OddEvenBandit",
     "tabular": "envs.tabular:TabularMDP",
+    "bayesian_optimisation": "envs.bayesian_optimisation:BayesianOptimisation",
     "minigrid_empty": "envs.minigrid_tasks:MiniGridEmpty",
     "minigrid_fourrooms": "envs.minigrid_tasks:MiniGridFourRooms",
     "minigrid_objects": "envs.minigrid_tasks:MiniGridObjects",

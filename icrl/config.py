@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from icrl.interfaces import ActionRule
+from icrl.interfaces import ActionRule, PlanRule
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,22 @@ class ModelConfig:
     found by attention. Right where an episode has parts, as a key and then a door."""
     episodic: bool = False
     """Layout `step`: the window stays inside one episode; at its end the context is forgotten, and only a memory remains."""
-    return_to_go: Literal["off", "total", "rate"] = "off"
+    return_to_go: Literal["off", "total", "rate", "predicted"] = "off"
     """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on. `total`: as published. `rate`: divided by the steps
     that are left of the horizon, so that asking for much stays possible however late a reward is found. Retrieved
-    chunks carry the total either way."""
+    chunks carry the total either way. `predicted`: a step is two tokens; at the first the policy predicts this return, at the second, which holds it, the
+    action (ICEE)."""
+    return_bins: int = 21
+    """Predicted returns: how many values there are, from return_low to return_high."""
+    return_low: float = 0.0
+    """Predicted returns: the least."""
+    return_high: float = 20.0
+    """Predicted returns: the greatest."""
+    cross_episode: Literal["off", "beats", "equals"] = "off"
+    """Layout `step`: tokens tell whether their episode earns more than all earlier ones of the window (ICEE's cross-episode return to go); `equals`: or as much
+    as the best of them, if that earned something. When it acts the policy is told that it does."""
+    plans: bool = False
+    """Layout `step`: tokens say where a plan begins, so that the policy can go on with what it has begun (history-conditioned DPT)."""
     interleaved: bool = False
     """Layout `step`: tokens of their own for what was done and earned, for the return to go and for the observation, as published, instead of one
     that holds them all."""
@@ -193,12 +205,19 @@ class ModelConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step in layout `step`."""
+        if self.predicts_returns:
+            return 2
         return 2 + self.conditioned if self.interleaved else 1
 
     @property
     def conditioned(self) -> bool:
-        """Whether the return still to come is an input."""
-        return self.return_to_go != "off"
+        """Whether the return still to come is an input that is asked for from outside."""
+        return self.return_to_go in ("total", "rate")
+
+    @property
+    def predicts_returns(self) -> bool:
+        """Whether the policy itself says which return it goes for."""
+        return self.return_to_go == "predicted"
 
     def keeps_episodes(self, horizon: int) -> bool:
         """Whether a full window loses whole episodes of ``horizon`` steps, and so starts with one that is only read; otherwise its older half goes."""
@@ -215,9 +234,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """What the policy learns to predict, and from which windows."""
 
-    name: Literal["ad", "dpt", "dt"] = "ad"
+    name: Literal["ad", "dpt", "dt", "icee"] = "ad"
     """`ad`: the source's own actions. `dpt`: the optimal action for every prefix of the context. `dt`: the action that was taken, given the return still
-    to come; with a memory, RA-DT."""
+    to come; with a memory, RA-DT. `icee`: both the return still to come and the action that was taken, corrected for how probable the source made it."""
     target_return: float = 0.0
     """DT: return of an episode that the policy is asked for when it acts; less what it has earned, or with `model.return_to_go rate` in proportion
     to the steps that are left."""
@@ -238,6 +257,14 @@ class ObjectiveConfig:
     """Turn and mirror each training window at random, where the family knows its symmetries: few training tasks count several times."""
     start_fraction: float = 0.7
     """Share of training windows that start at the beginning of a history; the rest start at any episode of it."""
+    corrected: bool = True
+    """ICEE: weight each action's loss by how improbable the source made it, so that the policy learns of the actions themselves and not of the source's habits."""
+    most_weight: float = 20.0
+    """ICEE: greatest of these weights, which reach 1 / (probability x actions)."""
+    estimate_behaviour: bool = False
+    """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""
+    told_by: float = 0.0
+    """DPT with `model.plans`: what an episode has earned when the optimal policy is known, so that every later step counts; 0: nothing tells that."""
     num_queries: int = 0
     """DPT in layout `transition`: prefixes trained per window; 0 trains all of them."""
     privileged_sources: tuple[int, ...] = ()
@@ -340,6 +367,14 @@ class EvaluateConfig:
     temperature: float = 1.0
     """Sample actions with probabilities to the power 1 / temperature; the same for the agent and RL². Below 1, less of the noise is imitated that sources
     had and meant nothing by."""
+    tilt: float = 3.0
+    """ICEE: the return to go for is drawn with probabilities q(c) ((c - c_min) / (c_max - c_min))^tilt, q being what the policy predicts."""
+    plan_hazard: float = 0.1
+    """Policies that follow plans (`model.plans`): probability at each step that another one begins; one always does where an episode begins."""
+    plan_doubt: float = 0.05
+    """The same: a plan ends where the policy, asked for a new one, gives the action with which the old one goes on less than this probability; 0: never."""
+    plan_length: int = 0
+    """The same: a plan ends after so many steps; 0: never."""
     memory: str = ""
     """Start from this saved memory: every lane with what lanes of its task remembered."""
     retrieval: dict[str, int | float | str] = field(default_factory=dict)
@@ -354,8 +389,9 @@ class EvaluateConfig:
 
     @property
     def rule(self) -> ActionRule:
-        """How actions are taken. Raises UserError for a temperature that is not positive."""
-        return ActionRule(self.greedy, self.temperature)
+        """How actions are taken. Raises UserError for a temperature that is not positive, or a chance that is none."""
+        plans = PlanRule(self.plan_hazard, self.plan_doubt, self.plan_length)
+        return ActionRule(self.greedy, self.temperature, plans, self.tilt)
 
 
 @dataclass(frozen=True)

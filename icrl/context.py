@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from icrl.data.sampling import improving, returns_around
 from icrl.interfaces import Array, Observation, Step, map_observation
 
 
@@ -31,9 +32,12 @@ class Context:
         self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
         self.columns["episode_return"] = np.zeros((len(self.lengths), self.window), np.float32)
         self.columns["paid"] = np.zeros((len(self.lengths), self.window), bool)
+        for name in ("begins", "improves"):
+            self.columns[name] = np.zeros((len(self.lengths), self.window), bool)
+        self.columns["return_to_go"] = np.zeros((len(self.lengths), self.window), np.float32)
 
-    def append(self, step: Step) -> None:
-        """Add one transition to every lane."""
+    def append(self, step: Step, begins: Array | bool = True, return_to_go: Array | float = 0.0) -> None:
+        """Add one transition to every lane; with ``begins`` (B,) a plan began with it, ``return_to_go`` (B,) is what the policy went for."""
         step = step._replace(reward=np.asarray(step.reward, np.float32))
         if not self.columns:
             self._allocate(step)
@@ -47,6 +51,9 @@ class Context:
             "episode_step": self.episode_step,
             "episode_return": self.episode_return,
             "paid": self.paid,
+            "begins": np.broadcast_to(begins, self.paid.shape),
+            "improves": np.ones_like(self.paid),
+            "return_to_go": np.broadcast_to(np.float32(return_to_go), self.paid.shape),
         }
         for name, value in values.items():
 
@@ -58,6 +65,21 @@ class Context:
         self.episode_step = np.where(step.ended, 0, self.episode_step + 1)
         self.episode_return = np.where(step.ended, 0, self.episode_return + step.reward).astype(np.float32)
         self.paid = self.paid | (step.reward > 0)
+
+    def judge(self, lanes: Array, rule: str) -> None:
+        """Say of the finished episodes of some lanes what they brought and whether they were better than those before, as a training window does."""
+        length = int(self.lengths[lanes].max(initial=0))
+        if length == 0:
+            return
+        held = np.arange(length) < self.lengths[lanes, None]
+        episode = self.episodes(lanes, length)[:, :-1]
+        ended = self.columns["ended"][lanes, :length] & held
+        finished = episode < ended.sum(1)[:, None]
+        reward = np.where(held, self.columns["reward"][lanes, :length], 0)
+        earned, to_come = returns_around(reward, episode)
+        steps = self.columns["episode_step"][lanes, :length]
+        for name, known in (("return_to_go", to_come), ("improves", improving(earned + to_come, steps, rule))):
+            self.columns[name][lanes, :length] = np.where(finished, known, self.columns[name][lanes, :length])
 
     def forget(self, lanes: Array) -> None:
         """Empty the windows of some lanes, whose lives go on."""

@@ -92,6 +92,7 @@ def _context(action: Array, reward: Array) -> Window:
         target_action=None,
         optimal_action=None,
         behaviour_log_prob=None,
+        plan=None,
         episode=episode,
         episode_step=steps,
         episode_return=earned,

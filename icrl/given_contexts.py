@@ -42,6 +42,7 @@ def _window(turns: list[Turn]) -> Window:
         target_action=None,
         optimal_action=None,
         behaviour_log_prob=None,
+        plan=None,
         episode=episode.astype(np.int16),
         episode_step=episode_step,
         episode_return=earned,

@@ -21,11 +21,22 @@ import numpy as np
 import torch
 
 from icrl.boundary import Boundary
+from icrl.commitment import Commitment
 from icrl.context import Context
 from icrl.data.sampling import Window
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
-from icrl.interfaces import ActionRule, Array, Decision, Observation, Step, Tasks, UserError, map_observation
+from icrl.interfaces import (
+    PLAN_BEGINS,
+    ActionRule,
+    Array,
+    Decision,
+    Observation,
+    Step,
+    Tasks,
+    UserError,
+    map_observation,
+)
 from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.files import check_fits, describe, fill, lanes_by_task, read_memory, save_memory
 from icrl.memory.recall import Recall
@@ -127,6 +138,8 @@ class InContextAgent:
                 )
             self.context = Context(self.num_lanes, self.policy.config.window)
             self.cache = self.policy.empty_cache(self.num_lanes)
+            self._gone_for = np.zeros(self.num_lanes, np.float32)
+            self.plans = Commitment(self.num_lanes, self.rule.plans) if self.policy.config.plans else None
             if self._encoder is not None:
                 self.recall = Recall(self.policy, self._encoder, self.num_lanes)
             lanes = np.arange(self.num_lanes)
@@ -138,6 +151,8 @@ class InContextAgent:
         self.context.forget(index)
         self.context.paid[index] = False
         self._empty_cache(index)
+        if self.plans is not None:
+            self.plans.forget(index)
         if self.recall is not None:
             self.recall.forget(index)
             if whole and self._memory is not None:
@@ -150,10 +165,32 @@ class InContextAgent:
         """Choose an action in every lane; observation (B, ...). Raises UserError where shapes or values are not those of the spaces."""
         self._boundary.check_observation("observation", observation, self.num_lanes)
         self._boundary.check_mask(action_mask, self.num_lanes)
-        action, log_prob = self.policy.head.choose(self._params(observation), self.streams, self.rule, action_mask)
+        if self.plans is not None:
+            action, log_prob = self._follow_plans(self.plans, observation, action_mask)
+        else:
+            action, log_prob = self._choose(self._params(observation), action_mask)
         if self.recall is not None and self.recall.config.confidence < 1:
             self._sure = log_prob >= np.log(self.recall.config.confidence)
-        return Decision(action, None, log_prob)
+        return Decision(action, None, log_prob, None if self.plans is None else PLAN_BEGINS * self.plans.begins)
+
+    def _choose(self, params: torch.Tensor, action_mask: Array | None) -> tuple[Array, Array]:
+        return self.policy.head.choose(params, self.streams, self.rule, action_mask)
+
+    def _follow_plans(
+        self, plans: Commitment, observation: Observation, action_mask: Array | None
+    ) -> tuple[Array, Array]:
+        """Actions and their log-probabilities (B,): those with which the plans go on, or, where one is over or in doubt, begin."""
+        begins = plans.due(self.streams)
+        anew = self._params(observation) if plans.rule.doubt else None
+        action, log_prob = self._choose(self._params(observation, begins), action_mask)
+        if anew is not None:
+            doubted = ~begins & (self.policy.head.log_prob(anew, action) < np.log(plans.rule.doubt))
+            if doubted.any():
+                begins = begins | doubted
+                other, other_log_prob = self._choose(self._params(observation, begins), action_mask)
+                action, log_prob = np.where(doubted, other, action), np.where(doubted, other_log_prob, log_prob)
+        plans.act(begins)
+        return action, log_prob
 
     @torch.no_grad()
     def action_probs(self, observation: Observation) -> Array:
@@ -171,7 +208,11 @@ class InContextAgent:
         self._boundary.check_step(step, self.num_lanes)
         if self._fixed and self.policy.config.layout == "transition":
             return
-        self.context.append(step)
+        self.context.append(step, True if self.plans is None else self.plans.begins, self._gone_for)
+        if self.policy.config.predicts_returns or self.policy.config.cross_episode != "off":
+            self._judge(np.flatnonzero(step.ended))
+        if self.plans is not None:
+            self.plans.observe(step.ended)
         self._pending[:] = self.append == "step"
         if self.policy.config.episodic:
             over = np.flatnonzero(step.ended)
@@ -228,6 +269,8 @@ class InContextAgent:
         }
         for name, column in self.context.columns.items():
             arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
+        if self.plans is not None:
+            arrays["plan_age"] = self.plans.age
         if self.recall is not None:
             arrays |= {f"memory/{key}": part for key, part in self.recall.state().items()}
         buffer = io.BytesIO()
@@ -302,7 +345,17 @@ class InContextAgent:
         columns: dict[str, Observation] = {}
         if "columns/reward" in saved:
             space = self.policy.spec.observation_space
-            for name in ("action", "reward", "ended", "episode_step", "episode_return", "paid"):
+            for name in (
+                "action",
+                "reward",
+                "ended",
+                "episode_step",
+                "episode_return",
+                "paid",
+                "begins",
+                "improves",
+                "return_to_go",
+            ):
                 columns[name] = saved[f"columns/{name}"]
             for name in ("observation", "next_observation"):
                 columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
@@ -312,14 +365,16 @@ class InContextAgent:
         self.context.episode_return, self.context.paid = saved["episode_return"], saved["paid"]
         self.streams.counters[:] = counters
         self._fixed = bool(saved["fixed"])
+        if self.plans is not None:
+            self.plans.age[:] = saved["plan_age"]
         if self.recall is not None:
             memory = {key.removeprefix("memory/"): part for key, part in saved.items() if key.startswith("memory/")}
             self.recall.restore(memory, self.policy.spec.observation_space)
 
     # reading
 
-    def _params(self, observation: Observation) -> torch.Tensor:
-        """Read the observation (B, ...) in every lane -> head parameters (B, ·)."""
+    def _params(self, observation: Observation, begins: Array | bool = True) -> torch.Tensor:
+        """Read the observation (B, ...) in every lane, where a plan ``begins`` (B,) or goes on -> head parameters (B, ·)."""
         if not self._fixed:
             self._make_room()
         elif self.policy.config.layout == "step" and self.context.lengths.max() >= self.context.window:
@@ -327,7 +382,7 @@ class InContextAgent:
                 f"the fixed context and the running episode fill the window of {self.context.window} steps: load a shorter context"
             )
         self._catch_up()
-        return self._step(observation) if self.policy.config.layout == "step" else self._query(observation)
+        return self._step(observation, begins) if self.policy.config.layout == "step" else self._query(observation)
 
     def _catch_up(self) -> None:
         """Make the cache hold what the context does: read what was observed without a choice, forget a second look at one observation."""
@@ -336,7 +391,9 @@ class InContextAgent:
         held = each * self.context.lengths if step else 1 + self._seen(slice(None)) - self._pending
         expected = torch.as_tensor(held, device=self.policy.device)
         behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
-        if len(behind):
+        if len(behind) and step and self.recall is None:
+            self._read(behind)
+        elif len(behind):
             self._reread(behind)
         if step:
             self.cache.lengths.copy_(expected)
@@ -352,6 +409,16 @@ class InContextAgent:
         if self.policy.config.layout == "transition" and len(lanes):
             self.policy.begin_context(self.cache, index)
 
+    def _judge(self, lanes: Array) -> None:
+        """Some lanes' episodes are over: their tokens now tell what they brought, as in training, and are read again."""
+        if len(lanes) == 0:
+            return
+        self.context.judge(lanes, self.policy.config.cross_episode)
+        ended = self.context.columns["episode_step"][lanes, self.context.lengths[lanes] - 1] + 1
+        begin = np.maximum(self.context.lengths[lanes] - ended, 0) * self.policy.config.tokens_per_step
+        index = torch.as_tensor(lanes, device=self.policy.device)
+        self.cache.lengths[index] = torch.as_tensor(begin, device=self.policy.device)
+
     def _make_room(self) -> None:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
         config, horizon = self.policy.config, self.policy.spec.horizon
@@ -366,6 +433,8 @@ class InContextAgent:
             cut = self.context.drop_oldest(lane, max(int(needed[lane]), window // 2), whole_episodes, every)
             if self.recall is not None:
                 self.recall.shift(lane, cut // every)
+        if config.cross_episode != "off":
+            self.context.judge(full, config.cross_episode)
         self._reread(full)
 
     @torch.no_grad()
@@ -386,48 +455,60 @@ class InContextAgent:
         return length * config.tokens_per_step + retrieved
 
     def _read(self, lanes: Array) -> None:
-        """Write the tokens of some lanes' contexts into their empty caches.
+        """Write what the caches of some lanes lack of their contexts, behind what they hold.
 
         Layout ``step``: a context of n transitions is n tokens, the n-th transition being carried by the token that comes next.
         """
-        context, device = self.context, self.policy.device
+        context, device, config = self.context, self.policy.device, self.policy.config
         lengths = self._seen(lanes)
-        longest = int(lengths.max())
+        if config.layout == "transition":
+            self._read_transitions(lanes, lengths)
+            return
+        index = torch.as_tensor(lanes, device=device)
+        first = self.cache.lengths[index].cpu().numpy() // config.tokens_per_step
+        most = int((lengths - first).max())
+        if most == 0:
+            return
+        rows = np.minimum(first[:, None] + np.arange(most), context.window - 1)  # (n, most) transitions
+        before = np.maximum(rows - 1, 0)
+
+        def take(name: str, rows: Array = rows) -> Observation:
+            return map_observation(
+                lambda array: torch.as_tensor(array[lanes[:, None], rows], device=device), context.columns[name]
+            )
+
+        earned, steps = take("episode_return"), take("episode_step")
+        previous = Previous(
+            torch.as_tensor(rows > 0, device=device),
+            take("action", before),
+            take("reward", before),
+            take("ended", before),
+            take("observation", before),
+            take("next_observation", before),
+            earned,
+            take("return_to_go") if config.predicts_returns else self._asked(earned, steps, take("paid")),
+            take("begins"),
+            take("improves"),
+        )
+        episode = np.take_along_axis(context.episodes(lanes, int(lengths.max())), np.minimum(rows, lengths.max()), 1)
+        memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
+        kept = torch.as_tensor(lengths - first, device=device)
+        episode = torch.as_tensor(episode, device=device)
+        self.policy.step_cached(take("observation"), previous, episode, steps, self.cache, index, kept, memory)
+
+    def _read_transitions(self, lanes: Array, lengths: Array) -> None:
+        """The same in layout ``transition``, into caches that hold nothing."""
+        longest, device = int(lengths.max()), self.policy.device
         if longest == 0:
             return
-
-        def take(array: Array) -> torch.Tensor:
-            return torch.as_tensor(array[lanes, :longest], device=device)
-
-        columns = {name: map_observation(take, column) for name, column in context.columns.items()}
+        parts = tuple(
+            map_observation(lambda a: torch.as_tensor(a[lanes, :longest], device=device), self.context.columns[name])
+            for name in ("observation", "action", "reward", "next_observation")
+        )
         index, kept = torch.as_tensor(lanes, device=device), torch.as_tensor(lengths, device=device)
-        if self.policy.config.layout == "transition":
-            parts = (columns["observation"], columns["action"], columns["reward"], columns["next_observation"])
-            self.policy.context_cached(parts, self.cache, index, kept)
-            return
+        self.policy.context_cached(parts, self.cache, index, kept)
 
-        def shift(column: torch.Tensor) -> torch.Tensor:
-            return torch.cat([column[:, :1], column[:, :-1]], 1)
-
-        exists = torch.ones(len(lanes), longest, dtype=torch.bool, device=device)
-        exists[:, 0] = False
-        previous = Previous(
-            exists,
-            shift(columns["action"]),
-            shift(columns["reward"]),
-            shift(columns["ended"]),
-            map_observation(shift, columns["observation"]),
-            map_observation(shift, columns["next_observation"]),
-            columns["episode_return"],
-            self._asked(columns["episode_return"], columns["episode_step"], columns["paid"]),
-        )
-        episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
-        memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
-        self.policy.step_cached(
-            columns["observation"], previous, episode, columns["episode_step"], self.cache, index, kept, memory
-        )
-
-    def _step(self, observation: Observation) -> torch.Tensor:
+    def _step(self, observation: Observation, begins: Array | bool) -> torch.Tensor:
         """Layout ``step``: one token for every lane -> head parameters (B, ·)."""
         context, device = self.context, self.policy.device
         lanes = np.arange(self.num_lanes)
@@ -459,19 +540,30 @@ class InContextAgent:
             final,
             earned,
             self._asked(earned, now(context.episode_step), now(context.paid)),
+            now(np.zeros(self.num_lanes, bool) | begins),
+            now(np.ones(self.num_lanes, bool)),
         )
+        place = now(episode), now(context.episode_step)
+        seen = map_observation(now, observation)
+        if self.policy.config.predicts_returns:
+            logits = self.policy.return_cached(seen, previous, *place, self.cache)
+            self._gone_for = self._draw_return(logits)
+            previous = previous._replace(return_to_go=now(self._gone_for))
+            return self.policy.answer_cached(seen, previous, *place, self.cache)
         memory = None if self.recall is None else self.recall.look(context.lengths, self._limits())
-        output = self.policy.step_cached(
-            map_observation(now, observation),
-            previous,
-            now(episode),
-            now(context.episode_step),
-            self.cache,
-            memory=memory,
-        )
+        output = self.policy.step_cached(seen, previous, *place, self.cache, memory=memory)
         if self.recall is not None:
             self.recall.looked()
         return output[:, 0]
+
+    def _draw_return(self, logits: torch.Tensor) -> Array:
+        """(B,) float32 the return to go for, drawn from what the policy predicts, (B, bins), tilted towards high ones."""
+        config = self.policy.config
+        share = np.linspace(0, 1, config.return_bins)  # (c - c_min) / (c_max - c_min)
+        probs = torch.softmax(logits.float(), -1).cpu().numpy() * share**self.rule.tilt
+        probs[probs.sum(1) <= 0, 0] = 1.0  # nothing but the least return is thought possible
+        values = config.return_low + (config.return_high - config.return_low) * share
+        return values[self.streams.choice(probs)].astype(np.float32)
 
     def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor, paid: torch.Tensor) -> torch.Tensor:
         """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps.

@@ -55,6 +55,24 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PlanRule:
+    """When an agent that follows plans begins another one; it always does where an episode begins."""
+
+    hazard: float = 0.1
+    """Probability at each step."""
+    doubt: float = 0.05
+    """Where the policy, asked for a new plan, gives the action with which the old one goes on less than this probability; 0: never."""
+    length: int = 0
+    """After so many steps; 0: never."""
+
+    def __post_init__(self):
+        if not (0 <= self.hazard <= 1 and 0 <= self.doubt <= 1 and self.length >= 0):
+            raise UserError(
+                f"plans with hazard {self.hazard}, doubt {self.doubt} and length {self.length}: expected two probabilities and at least 0 steps"
+            )
+
+
+@dataclass(frozen=True)
 class ActionRule:
     """How actions are taken from what a policy gives: the same for every compared policy."""
 
@@ -62,12 +80,18 @@ class ActionRule:
     """Take the most probable action (of a density: the mean) instead of sampling."""
     temperature: float = 1.0
     """Sample with probabilities to the power 1 / temperature, renormalised. Raises UserError unless positive."""
+    plans: PlanRule = PlanRule()
+    """When a policy that follows plans begins another."""
+    tilt: float = 0.0
+    """How far a policy that predicts returns goes for high ones: their probabilities are multiplied by ((c - c_min) / (c_max - c_min))^tilt."""
 
     def __post_init__(self):
         if not 0 < self.temperature < float("inf"):
             raise UserError(
                 f"temperature {self.temperature}: expected more than 0 (greedy takes the most probable action)"
             )
+        if not 0 <= self.tilt < float("inf"):
+            raise UserError(f"tilt {self.tilt}: expected at least 0, which leaves returns as they are predicted")
 
     def __str__(self) -> str:
         if self.greedy:
@@ -83,6 +107,13 @@ class Decision(NamedTuple):
     behaviour_log_prob: Array | None = (
         None  # (B,) log-probability (discrete) or log-density of `action`, noise included
     )
+    plan: Array | None = None  # (B,) sum of PLAN_BEGINS and PLAN_OF_TASK, where the agent follows plans
+
+
+PLAN_BEGINS = 1
+"""A plan begins with this action; otherwise the last one goes on. An agent without plans begins one with every action."""
+PLAN_OF_TASK = 2
+"""The plan is that of the lane's own task, and was begun for no reason that has to do with it."""
 
 
 class Agent(Protocol):

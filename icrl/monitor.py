@@ -94,6 +94,11 @@ GLOSSARY: dict[str, Meaning] = {
     "routing/*/most_load": Meaning(
         "share of the choices that the most chosen expert of that router and block got", "fraction", "under 0.5"
     ),
+    "routing/*/entropy": Meaning(
+        "entropy of the shares of the choices that the experts of that router and block got",
+        "nats",
+        "near its most, the logarithm of the number of experts",
+    ),
     "routing/balance": Meaning(
         "balance loss of the routers before its weight, mean", "1", "falls to under 0.5 and stays"
     ),

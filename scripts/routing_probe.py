@@ -23,11 +23,17 @@ from icrl.models.attention import mean_of_first, running_sums
 from icrl.models.moe import Decision, TaskRouter, watched
 from icrl.models.policy import Policy
 from icrl.objectives.base import step_window
+from icrl.objectives.routing import entropy
+from icrl.probe_json import FORMAT_VERSION
 from icrl.seeding import LaneStreams, derive_seed
 
 PLACES = ("goal", "door")
-"""Fields of tasks that say where the reward is; the last that a task has counts."""
+"""Fields of tasks that say where the reward is, where they are two coordinates; the last that a task has counts."""
 LANES_AT_ONCE = 128
+IDLE = 0.02
+"""Share of the choices below which an expert counts as idle."""
+SHOWN = 300
+"""Lanes in the picture of what a policy knows."""
 
 
 class Known(NamedTuple):
@@ -136,7 +142,7 @@ def quadrants(family: Mixed, tasks: Tasks) -> Array:
     found = np.full(len(tasks), -1)
     for member, rows in family.parts(tasks):
         own = family.inner_tasks(member, tasks[rows])
-        fields = [name for name in PLACES if name in (own.dtype.names or ())]
+        fields = [name for name in PLACES if name in (own.dtype.names or ()) and own.dtype[name].shape == (2,)]
         if fields:
             nvec = family.families[member].spec.observation_space.nvec  # type: ignore[attr-defined]
             far = 2 * own[fields[-1]] >= nvec[:2]  # (n, 2)
@@ -150,13 +156,13 @@ def mutual_information(labels: Array, experts: Array) -> float:
     np.add.at(joint, (labels, experts), 1 / len(labels))
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     there = joint > 0
-    return float((joint[there] * np.log(joint[there] / independent[there])).sum())
+    return max(0.0, float((joint[there] * np.log(joint[there] / independent[there])).sum()))
 
 
 def probe_policy(
     policy: Policy, family: Mixed, *, episodes: int, rule: ActionRule, lanes: int, seed: int
-) -> Mapping[str, Any]:
-    """All probes of a policy and its routers' loads, as JSON: accuracies with intervals over held-out tasks, and chance.
+) -> dict[str, Any]:
+    """All probes of a policy, its routers' choices and a picture of what it knows, as ``icrl.probe_json`` has it, but for the families' gradients.
 
     ``lanes`` play training tasks to fit, as many play held-out tasks of the families that were trained on.
     """
@@ -167,25 +173,75 @@ def probe_policy(
     tested = held_out[lane_task]
     fit = known_of(policy, family, played, episodes=episodes, rule=rule, seed=derive_seed(seed, "fit"))
     known = known_of(policy, family, tested, episodes=episodes, rule=rule, seed=derive_seed(seed, "test"))
+    names = family_names(family)
+    found: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "episodes": episodes,
+        "lanes": lanes,
+        "tasks": len(held_out),
+        "families": dict(zip(names, family.members, strict=True)),
+        "probes": _probes(family, fit, played, known, tested, lane_task),
+        **choices_found(known.choices),
+    }
+    if known.experts is not None:
+        told = {"family": tested["member"], "task": lane_task}
+        found["mutual_information"] = {name: mutual_information(label, known.experts) for name, label in told.items()}
+    features = "summary" if known.experts is None else "router"
+    picture = embedding(known.features[features], tested["member"], quadrants(family, tested))
+    found["embedding"] = {"features": features, "families": names, **picture}
+    return found
+
+
+def family_names(family: Mixed) -> list[str]:
+    """Short names of the families that are trained on: numbered where several are called the same."""
+    words = [member.split()[0] for member in family.members]
+    return [
+        f"{word} {words[:number].count(word) + 1}" if words.count(word) > 1 else word
+        for number, word in enumerate(words)
+    ]
+
+
+def _probes(
+    family: Mixed, fit: Known, played: Tasks, known: Known, tested: Tasks, lane_task: Array
+) -> list[dict[str, Any]]:
+    """Of everything that is read, whether it tells the family and, within each family, the goal's quadrant."""
     asked = quadrants(family, tested)
     labels = {"family": (played["member"], tested["member"]), "goal's quadrant": (quadrants(family, played), asked)}
-    found: dict[str, Any] = {"episodes": episodes, "lanes": lanes, "tasks": len(held_out), "probes": []}
+    probes = []
     for name, features in known.features.items():
         for label, (fitted, true) in labels.items():
             groups = np.unique(tested["member"][asked >= 0]).tolist() if label != "family" else [None]
-            right, usual = np.zeros((2, lanes), bool)
-            counted = np.zeros(lanes, bool)
+            right, usual = np.zeros((2, len(tested)), bool)
+            counted = np.zeros(len(tested), bool)
             for member in groups:  # a classifier of its own for each family's quadrants
                 rows = fitted >= 0 if member is None else (fitted >= 0) & (played["member"] == member)
                 mine = true >= 0 if member is None else (true >= 0) & (tested["member"] == member)
                 right[mine], usual[mine] = probe(fit.features[name][rows], fitted[rows], features[mine], true[mine])
                 counted |= mine
-            found["probes"].append(_row(name, label, right[counted], usual[counted], lane_task[counted]))
-    found["load"] = {name: shares.round(4).tolist() for name, shares in known.choices.items()}
-    if known.experts is not None:
-        told = {"family": tested["member"], "task": lane_task}
-        found["mutual_information"] = {name: mutual_information(label, known.experts) for name, label in told.items()}
-    return found
+            probes.append(_row(name, label, right[counted], usual[counted], lane_task[counted]))
+    return probes
+
+
+def choices_found(choices: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """Of every router by name: each expert's share of its choices (E,), their entropy in nats, and how many experts are idle."""
+    return {
+        "load": {name: shares.round(4).tolist() for name, shares in choices.items()},
+        "entropy": {name: float(entropy(torch.as_tensor(shares))) for name, shares in choices.items()},
+        "idle": {name: int((shares < IDLE).sum()) for name, shares in choices.items()},
+    }
+
+
+def embedding(features: Array, member: Array, quadrant: Array) -> dict[str, Any]:
+    """At most ``SHOWN`` of L lanes as [x, y, family, quadrant], and the shares of the variance that x and y hold.
+
+    x and y are the first two principal components of ``features`` (L, D); ``member`` and ``quadrant`` are (L,).
+    """
+    centred = (features - features.mean(0)).astype(np.float64)
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+    xy = centred @ directions[:, :-3:-1]
+    shown = np.unique(np.linspace(0, len(xy) - 1, min(SHOWN, len(xy))).astype(int))
+    points = [[*xy[lane].round(4).tolist(), int(member[lane]), int(quadrant[lane])] for lane in shown]
+    return {"points": points, "explained": (variances[:-3:-1] / max(variances.sum(), 1e-12)).tolist()}
 
 
 def _row(features: str, label: str, right: Array, usual: Array, lane_task: Array) -> dict[str, Any]:

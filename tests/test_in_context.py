@@ -11,9 +11,9 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from icrl.config import ModelConfig
 from icrl.data.sampling import Window, returns_around
 from icrl.in_context import InContextAgent
-from icrl.interfaces import ActionRule, FamilySpec, Step, UserError
+from icrl.interfaces import PLAN_BEGINS, ActionRule, FamilySpec, PlanRule, Step, UserError
 from icrl.models.policy import make_policy
-from icrl.objectives.base import step_window
+from icrl.objectives.base import step_inputs, step_window
 from icrl.seeding import LaneStreams
 
 HORIZON = 4
@@ -104,18 +104,19 @@ def as_window(agent, lane, observation):
     pad = lambda a, last: np.concatenate([a.reshape(n, *np.shape(last)), np.asarray(last)[None]])[None]  # noqa: E731
     reward = pad(take("reward"), 0).astype(np.float32)
     earned, to_come = returns_around(reward, episode[None])
+    plan = None if agent.plans is None else pad(take("begins"), agent.plans.begins[lane]).astype(np.uint8)
     return Window(
         pad(take("observation"), observation), pad(take("action"), 0).astype(int), reward,
-        pad(ended, False), np.zeros((1, n + 1), bool), pad(take("next_observation"), observation), None, None, None,
+        pad(ended, False), np.zeros((1, n + 1), bool), pad(take("next_observation"), observation), None, None, None, plan,
         episode[None], step[None], earned, to_come, np.ones((1, n + 1), bool), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int),
         np.zeros(1, int), np.zeros(1, bool),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("also", [False, True])
+@pytest.mark.parametrize("also", [(), ("episode_return", "previous_observation"), ("plans",)])
 @torch.no_grad()
 def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
-    agent, script = make_agent(episode_return=also, previous_observation=also), Script(3, 40)
+    agent, script = make_agent(**dict.fromkeys(also, True)), Script(3, 40)
     agent.reset(3)
     fullest = 0
     for t, output in live(agent, script, 40):
@@ -128,6 +129,68 @@ def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
                 assert agent.context.lengths[lane] == 0 or window.episode_step[0, 0] == 0
             fullest = max(fullest, window.reward.shape[1])
     assert fullest == agent.policy.config.window
+
+
+@torch.no_grad()
+def test_a_policy_that_predicts_returns_reads_finished_episodes_by_what_they_brought():
+    options = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 9, "cross_episode": "beats"}
+    agent, script = make_agent(**options), Script(3, 40)
+    agent.reset(3)
+    judged = set()
+    for t, output in live(agent, script, 40):
+        for lane in range(3):
+            window = as_window(agent, lane, script.observation[t, lane])
+            observation, previous, episode, step = step_inputs(agent.policy, window)
+            n, begin = int(agent.context.lengths[lane]), window.reward.shape[1] - 1 - int(window.episode_step[0, -1])
+            gone_for = np.append(agent.context.columns["return_to_go"][lane, :n] if n else [], agent._gone_for[lane])
+            assert previous.improves is not None
+            judged |= set(previous.improves[0, :begin].tolist())
+            previous.improves[0, begin:] = True  # what it is told of the running episode, and what it goes for there
+            previous.return_to_go[0, begin:] = torch.as_tensor(gone_for[begin:]).float()
+            expected = agent.policy.window_and_returns(observation, previous, episode, step)[0][0, -1]
+            torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
+    assert judged == {True, False}
+
+
+@torch.no_grad()
+def test_the_return_gone_for_is_drawn_from_the_tilted_prediction():
+    agent = make_agent(return_to_go="predicted", return_low=-1.0, return_high=1.0, return_bins=3)
+    agent.reset(4000)
+    logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
+    for tilt, expected in ((0.0, [0.5, 0.4, 0.1]), (2.0, [0, 0.5, 0.5]), (1.0, [0, 2 / 3, 1 / 3])):
+        agent.rule = ActionRule(tilt=tilt)
+        drawn = agent._draw_return(logits)
+        np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
+    hopeless = torch.tensor([0.0, -1e9, -1e9]).expand(4000, 3)
+    assert (agent._draw_return(hopeless) == -1).all()
+
+
+def test_plans_begin_by_the_rule():
+    """With an episode, by chance, after a while, or where the policy doubts them."""
+    shares = {}
+    for name, rule in (
+        ("never", PlanRule(0, 0)),
+        ("chance", PlanRule(0.5, 0)),
+        ("length", PlanRule(0, 0, 2)),
+        ("doubt", PlanRule(0, 0.3)),
+        ("always doubt", PlanRule(0, 1.0)),
+    ):
+        agent, script, began = make_agent(plans=True), Script(3, 40), np.zeros((40, 3), bool)
+        agent.rule = ActionRule(plans=rule)
+        agent.reset(3)
+        for t in range(40):
+            decision = agent.act(script.observation[t])
+            assert decision.plan is not None
+            began[t] = decision.plan == PLAN_BEGINS
+            agent.observe(script.step(t, decision.action))
+        starts = np.concatenate([np.ones((1, 3), bool), script.ended[:39]])
+        assert began[starts].all()
+        shares[name] = began[~starts].mean()
+        if name == "length":
+            steps = np.arange(40)[:, None] - np.maximum.accumulate(np.where(starts, np.arange(40)[:, None], 0), 0)
+            np.testing.assert_array_equal(began, steps % 2 == 0)
+    assert shares["never"] == 0 and 0.35 < shares["chance"] < 0.65
+    assert 0 < shares["doubt"] < 1 and shares["always doubt"] == 1
 
 
 def test_at_an_episodes_start_there_is_room_for_a_whole_one():
@@ -209,7 +272,7 @@ def given_context(lanes, length, seed=0):
     zeros = np.zeros((lanes, length), int)
     return Window(
         rng.integers(0, 5, (lanes, length, 2)), rng.integers(0, 3, (lanes, length)), rng.random((lanes, length)).astype(np.float32),
-        np.ones((lanes, length), bool), zeros > 0, rng.integers(0, 5, (lanes, length, 2)), None, None, None,
+        np.ones((lanes, length), bool), zeros > 0, rng.integers(0, 5, (lanes, length, 2)), None, None, None, None,
         np.tile(np.arange(length), (lanes, 1)), zeros, zeros.astype(np.float32), zeros.astype(np.float32), zeros == 0, np.arange(lanes), np.zeros(lanes, int), np.zeros(lanes, int),
         np.zeros(lanes, int), np.ones(lanes, bool),
     )  # fmt: skip

@@ -15,21 +15,26 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window, returns_around
-from icrl.interfaces import FamilySpec, UserError, map_observation
+from icrl.data.sampling import Window, improving, returns_around
+from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
 from icrl.objectives import OBJECTIVES, check_objective, make_objective
-from icrl.objectives.base import masked_loss, previous_steps, step_window
+from icrl.objectives.base import masked_loss, previous_steps, step_inputs, step_window
 from icrl.objectives.dpt import asked_observations, shuffled_order
 
 LENGTH, NUM = 12, 700
 Layout = Literal["step", "transition"]
-CASES: list[tuple[Literal["ad", "dpt", "dt"], Layout]] = [
+MODELS: dict[str, dict[str, Any]] = {
+    "icee": {"return_to_go": "predicted", "return_high": 40.0, "cross_episode": "beats"}
+}
+"""Options of the model that an objective needs."""
+CASES: list[tuple[Literal["ad", "dpt", "dt", "icee"], Layout]] = [
     ("ad", "step"),
     ("dpt", "step"),
     ("dpt", "transition"),
     ("dt", "step"),
+    ("icee", "step"),
 ]
 every_objective = pytest.mark.parametrize("name, layout", CASES)
 
@@ -65,6 +70,7 @@ def encoded(lengths=(LENGTH, LENGTH, LENGTH), start: Any = 0, scattered: Any = F
         target_action=intended(observation),
         optimal_action=optimal(observation),
         behaviour_log_prob=None,
+        plan=None,
         episode=episode,
         episode_step=np.broadcast_to(steps % 4, valid.shape).astype(np.int16),
         episode_return=earned,
@@ -117,7 +123,8 @@ def cut(window: Window, length: int) -> Window:
 
 
 def take(window: Window, of_steps, of_rows) -> Window:
-    columns = {name: map_observation(of_steps, getattr(window, name)) for name in (*PER_STEP, "valid")}
+    known = [name for name in ("behaviour_log_prob", "plan") if getattr(window, name) is not None]
+    columns = {name: map_observation(of_steps, getattr(window, name)) for name in (*PER_STEP, "valid", *known)}
     columns |= {name: of_rows(getattr(window, name)) for name in ("history", "start", "task", "source", "scattered")}
     return replace(window, **columns)
 
@@ -146,6 +153,7 @@ class Stub:
 
 
 def loss_of(name, policy: Any, window, seed=0, train=True, **options):
+    options = {"corrected": False, **options} if name == "icee" else options
     objective = make_objective(ObjectiveConfig(name, **options))
     return objective.loss(policy, window, rng=np.random.default_rng(seed), train=train)
 
@@ -156,9 +164,10 @@ def next_asked(monkeypatch):
     monkeypatch.setattr("icrl.objectives.dpt.asked_observations", lambda prefixes, rng: prefixes)
 
 
-def small_policy(layout: Layout, observation=None, action=None) -> Policy:
+def small_policy(layout: Layout, observation=None, action=None, **model: Any) -> Policy:
     """A real policy whose outputs depend strongly on everything that it sees."""
-    config = ModelConfig(layout=layout, window=LENGTH, width=16, num_layers=2, num_heads=2, rotary=layout == "step")
+    size = {"window": LENGTH, "width": 16, "num_layers": 2, "num_heads": 2}
+    config = ModelConfig(layout=layout, rotary=layout == "step", **size, **model)
     policy = make_policy(FamilySpec("toy", observation or Discrete(NUM), action or Discrete(NUM), 4), config, 0)
     with torch.no_grad():
         for p in policy.parameters():
@@ -176,7 +185,7 @@ def test_every_objective_is_covered():
 @every_objective
 @torch.no_grad()
 def test_what_the_padding_holds_changes_nothing(name, layout):
-    policy, rng = small_policy(layout), np.random.default_rng(5)
+    policy, rng = small_policy(layout, **MODELS.get(name, {})), np.random.default_rng(5)
     window = encoded((12, 7, 1), scattered=[False, True, False])
 
     def noise(column):
@@ -190,7 +199,7 @@ def test_what_the_padding_holds_changes_nothing(name, layout):
 @every_objective
 @torch.no_grad()
 def test_padded_windows_are_as_good_as_shorter_ones(name, layout, next_asked):
-    policy, window = small_policy(layout), encoded((8, 8))
+    policy, window = small_policy(layout, **MODELS.get(name, {})), encoded((8, 8))
     padded, short = loss_of(name, policy, window), loss_of(name, policy, cut(window, 8))
     torch.testing.assert_close(padded.loss, short.loss)
     torch.testing.assert_close(padded.accuracy_by_position[:8], short.accuracy_by_position)
@@ -200,14 +209,14 @@ def test_padded_windows_are_as_good_as_shorter_ones(name, layout, next_asked):
 @every_objective
 @torch.no_grad()
 def test_every_label_weighs_the_same(name, layout, next_asked):
-    policy, window = small_policy(layout), encoded((12, 4))
+    policy, window = small_policy(layout, **MODELS.get(name, {})), encoded((12, 4))
     long, short, both = (loss_of(name, policy, rows(window, index)).loss for index in ([0], [1], [0, 1]))
     torch.testing.assert_close(both, (12 * long + 4 * short) / 16)
 
 
 @every_objective
 def test_the_loss_is_a_scalar_that_moves_every_weight(name, layout):
-    policy = small_policy(layout)
+    policy = small_policy(layout, **MODELS.get(name, {}))
     loss = loss_of(name, policy, encoded(), token_mask=0.3 if name == "ad" else 0.0).loss
     assert loss.ndim == 0
     loss.backward()
@@ -219,7 +228,8 @@ def test_the_loss_is_a_scalar_that_moves_every_weight(name, layout):
 @torch.no_grad()
 def test_keyed_observations_and_continuous_actions_have_a_loss(name, layout, next_asked):
     observation = Dict(place=Discrete(NUM), speed=Box(-1, 1, (2,), np.float32))
-    policy, window = small_policy(layout, observation, Box(-1, 1, (2,), np.float32)), encoded((12, 5))
+    policy = small_policy(layout, observation, Box(-1, 1, (2,), np.float32), **MODELS.get(name, {}))
+    window = encoded((12, 5))
 
     def keyed(place):
         return {"place": place, "speed": np.stack([place, -1.0 * place], -1).astype(np.float32) / NUM}
@@ -252,7 +262,7 @@ def test_a_token_holds_its_observation_and_the_step_before_it():
     stub, window = Stub("step", optimal), encoded()
     loss_of("dpt", stub, window)
     np.testing.assert_array_equal(stub.observation, window.observation)
-    previous = previous_steps(window, torch.device("cpu"))
+    previous = previous_steps(window, stub)
     for part, given in zip(previous, stub.previous, strict=True):
         np.testing.assert_array_equal(part, given)
     assert not previous.exists[:, 0].any() and previous.exists[:, 1:].all()
@@ -269,7 +279,7 @@ def test_a_token_holds_its_observation_and_the_step_before_it():
 def test_an_episode_ends_whether_terminated_or_truncated():
     window = encoded()
     swapped = replace(window, terminated=window.truncated, truncated=window.terminated)
-    first, second = (previous_steps(w, torch.device("cpu")).ended for w in (window, swapped))
+    first, second = (previous_steps(w, small_policy("step")).ended for w in (window, swapped))
     assert torch.equal(first, second) and first[:, 4::4].all() and first.sum() == 2 * 3
 
 
@@ -486,7 +496,7 @@ def test_fitting_options_are_accepted(name, layout):
         window=8,
         rotary=layout == "step",
         episodic=conditioned,
-        return_to_go="total" if conditioned else "off",
+        return_to_go={"dt": "total", "icee": "predicted"}.get(name, "off"),  # type: ignore[arg-type]
     )
     check_objective(ObjectiveConfig(name, start_fraction=1.0), model, FamilySpec("toy", Discrete(2), Discrete(2), 4))
 
@@ -503,3 +513,93 @@ def test_dpt_trains_prefixes_of_privileged_sources_only_after_a_reward(layout):
         known[privileged] = output.accuracy_by_position.isfinite().nonzero()[:, 0].tolist()
     assert known[()] == known[(1,)] == list(range(LENGTH))
     assert known[(0, 1)] == list(range(5, LENGTH))  # the reward of step 4 is shown from prefix 5 on
+
+
+# plans
+
+
+def test_plans_count_where_they_begin_where_they_are_the_tasks_own_and_once_all_is_told():
+    window = encoded((LENGTH, LENGTH))
+    plan, reward = np.zeros((2, LENGTH), np.uint8), np.zeros((2, LENGTH), np.float32)
+    plan[:, [0, 3, 8]], plan[:, 4:6] = PLAN_BEGINS, PLAN_OF_TASK
+    reward[0, 9] = 1
+    earned, _ = returns_around(reward, window.episode)
+    window = replace(window, plan=plan, reward=reward, episode_return=earned)
+    stub = Stub("step", optimal, plans=True)
+    for told_by, expected in ((0.0, [0, 3, 4, 5, 8]), (1.0, [0, 3, 4, 5, 8, 10, 11])):
+        output = loss_of("dpt", stub, rows(window, [0]), told_by=told_by)
+        assert output.accuracy_by_position.isfinite().nonzero()[:, 0].tolist() == expected
+        assert output.metrics["accuracy"] == 1
+    begins = stub.previous.begins
+    assert begins.nonzero()[:, 1].tolist() == [0, 3, 8]
+
+
+def test_where_every_step_begins_a_plan_the_loss_is_dpts_own():
+    window = encoded((LENGTH, 7))
+    policy = small_policy("step", plans=True)
+    always = replace(window, plan=np.full(window.valid.shape, PLAN_BEGINS, np.uint8))
+    assert loss_of("dpt", policy, always).loss == loss_of("dpt", policy, window).loss  # histories without plans
+    now_and_then = replace(window, plan=(PLAN_BEGINS * (np.arange(LENGTH) % 2 == 0) * np.ones((2, 1))).astype(np.uint8))
+    assert loss_of("dpt", policy, now_and_then).loss != loss_of("dpt", policy, window).loss
+
+
+# ICEE
+
+
+def icee_policy(**model):
+    return small_policy("step", **MODELS["icee"] | model)
+
+
+def test_icee_weights_actions_by_how_improbable_the_source_made_them():
+    policy, window = icee_policy(), encoded((LENGTH, LENGTH))
+    probable = np.full((2, LENGTH), np.log(1 / NUM), np.float32)
+    uniform = replace(window, behaviour_log_prob=probable)
+    plain, same = loss_of("icee", policy, window), loss_of("icee", policy, uniform, corrected=True)
+    torch.testing.assert_close(plain.loss, same.loss)  # of a uniform source nothing is corrected
+    rare = replace(window, behaviour_log_prob=probable - np.log([[4.0], [1.0]]).astype(np.float32))
+    first, second = (loss_of("icee", policy, rows(window, [i])) for i in (0, 1))
+    actions = [out.loss - out.metrics["return_loss"] for out in (first, second)]
+    weighted = loss_of("icee", policy, rare, corrected=True)
+    torch.testing.assert_close(weighted.loss - weighted.metrics["return_loss"], (4 * actions[0] + actions[1]) / 2)
+    assert weighted.metrics["effective_sample"] == pytest.approx(25 / 34)
+    cut_off = loss_of("icee", policy, rare, corrected=True, most_weight=2.0)
+    torch.testing.assert_close(cut_off.loss - cut_off.metrics["return_loss"], (2 * actions[0] + actions[1]) / 2)
+
+
+def test_icee_predicts_the_return_before_it_sees_it():
+    policy, window = icee_policy(), encoded((LENGTH,))
+    inputs = step_inputs(policy, window)
+    action, returns = policy.window_and_returns(*inputs)
+    other = inputs[1]._replace(return_to_go=inputs[1].return_to_go + 10 * (torch.arange(LENGTH) >= 5))
+    action_then, returns_then = policy.window_and_returns(inputs[0], other, *inputs[2:])
+    torch.testing.assert_close(returns_then[:, :6], returns[:, :6])
+    assert not torch.allclose(returns_then[:, 6:], returns[:, 6:])
+    assert not torch.allclose(action_then[:, 5], action[:, 5])
+
+
+def test_which_episodes_improve():
+    total = np.repeat([[0, 0, 2, 1, 2, 3]], 2, 1).reshape(1, -1).astype(np.float32)
+    steps = np.tile([0, 1], 6)[None]
+    beats, equals = (improving(total, steps, rule)[0, ::2].tolist() for rule in ("beats", "equals"))
+    assert beats == [True, False, True, False, False, True]
+    assert equals == [True, False, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "log_prob, message",
+    [
+        (None, "which these histories do not tell: set objective.estimate_behaviour"),
+        (np.nan, "which these histories do not tell: set objective.estimate_behaviour"),
+        (-np.inf, "were impossible"),
+    ],
+)
+def test_icee_refuses_histories_that_it_cannot_correct(log_prob, message):
+    window = encoded((LENGTH,))
+    known = None if log_prob is None else np.full((1, LENGTH), log_prob, np.float32)
+    with pytest.raises(UserError, match=message):
+        loss_of("icee", icee_policy(), replace(window, behaviour_log_prob=known), corrected=True)
+
+
+def test_icee_refuses_returns_that_it_cannot_predict():
+    with pytest.raises(UserError, match=r"bring returns from .* predicts 0 to 0.001: set model.return_low"):
+        loss_of("icee", icee_policy(return_high=0.001), encoded((LENGTH,)))

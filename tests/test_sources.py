@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
@@ -32,6 +33,12 @@ MIXED = (
         "unseen": (),
     },
 )
+SEARCH = ("bayesian_optimisation", {"num_train_tasks": 5, "num_validation_tasks": 1})
+FOR_ONE = {"by_member": MIXED, "gp_ei": SEARCH, "gp_thompson": SEARCH}
+"""Sources for one family alone."""
+SLOW = {"gp_ei": 4, "gp_thompson": 4}
+"""Most steps that sources play here which take a tenth of a second for each."""
+NEEDS_BOTORCH = pytest.mark.skipif(find_spec("botorch") is None, reason="no botorch")
 FOR_BOXES = {"random", "uniform", "optimal", "annealed", "misled", "sample_and_hold", "posterior_sampling"}
 FOR_BANDITS = {"ucb", "linucb", "empirical_mean"}
 FOR_ROOMS = {"nearest_plausible", "blind_sweep", "sweep_then_return"}
@@ -40,12 +47,16 @@ PAIRS = [
     for source in SOURCES
     if source != "rl2"  # needs a run: tests/test_rl2.py
     and not hasattr(source_class(source), "record")  # those are no agents: tests/test_sb3.py
-    for family in ((MIXED,) if source == "by_member" else (ROOM, PERMUTED, ONCE, GAUSSIAN, BERNOULLI, POINT))
+    for family in ((FOR_ONE[source],) if source in FOR_ONE else (ROOM, PERMUTED, ONCE, GAUSSIAN, BERNOULLI, POINT))
     if not (source in FOR_BANDITS and family[0] == "darkroom")
     and not (source in FOR_ROOMS and family[0] != "darkroom")
     and not (family is POINT and source not in FOR_BOXES)
 ]
-every_pair = pytest.mark.parametrize("source, family", PAIRS, ids=lambda v: v if isinstance(v, str) else v[0])
+every_pair = pytest.mark.parametrize(
+    "source, family",
+    [pytest.param(*pair, marks=[NEEDS_BOTORCH] if pair[1] is SEARCH else []) for pair in PAIRS],
+    ids=lambda v: v if isinstance(v, str) else v[0],
+)
 
 
 def small_room() -> DarkRoom:
@@ -54,7 +65,7 @@ def small_room() -> DarkRoom:
 
 def play(source, family, lane_ids, num_steps=30, tasks=None, **options):
     """Turns of a source in lanes with the given global numbers; lane n plays test task n."""
-    room = make_family(family[0], **family[1])
+    room, num_steps = make_family(family[0], **family[1]), min(num_steps, SLOW.get(source, num_steps))
     tasks = np.resize(room.split().test, 8)[lane_ids] if tasks is None else tasks
     env = room.make_vec(tasks, lane_ids=np.asarray(lane_ids))
     streams = LaneStreams(7, "source", lane_ids=np.asarray(lane_ids))
@@ -95,14 +106,14 @@ def test_a_lane_does_not_depend_on_the_others(source, family):
 @every_pair
 def test_a_reset_lane_lives_as_if_new(source, family):
     """Resetting lane 0 in the middle leaves lane 1 alone, and lane 0's agent remembers nothing it could act on."""
-    room = make_family(family[0], **family[1])
+    room, num_steps = make_family(family[0], **family[1]), SLOW.get(source, 60)
     tasks = np.resize(room.split().test, 2)
 
     def lives(reset_at):
         env = room.make_vec(tasks)
-        agent = make_source(source).make(room, env, LaneStreams(0, "s", lane_ids=2), 60)
+        agent = make_source(source).make(room, env, LaneStreams(0, "s", lane_ids=2), num_steps)
         actions = []
-        for t, turn in enumerate(islice(rollout(agent, env, seed=2), 60)):
+        for t, turn in enumerate(islice(rollout(agent, env, seed=2), num_steps)):
             actions.append(turn.step.action)
             if t + 1 == reset_at:
                 agent.reset([0])

@@ -35,6 +35,7 @@ class Window:
     target_action: Array | None  # (B, T) or (B, T, action_dim)
     optimal_action: Array | None  # (B, T) or (B, T, action_dim)
     behaviour_log_prob: Array | None  # (B, T) float32
+    plan: Array | None  # (B, T) uint8, see icrl.interfaces.PLAN_BEGINS
     episode: Array  # (B, T) int16 number of the episode within the window, from 0
     episode_step: Array  # (B, T) int16 step within the episode, from 0
     episode_return: Array  # (B, T) float32 what the episode's earlier steps earned, those before the window included
@@ -202,6 +203,7 @@ def windows(
         target_action=columns.get("target_action"),
         optimal_action=columns.get("optimal_action"),
         behaviour_log_prob=columns.get("behaviour_log_prob"),
+        plan=columns.get("plan"),
         episode=episode,
         episode_step=episode_step,
         episode_return=earned * valid,
@@ -331,6 +333,19 @@ def returns_around(
     earned = lived - np.take_along_axis(np.cumsum(by_episode, 1) - by_episode, episode, 1)
     to_come = np.take_along_axis(by_episode, episode, 1) - earned
     return earned.astype(np.float32), to_come.astype(np.float32)
+
+
+def improving(total: Array, episode_step: Array, rule: str) -> Array:
+    """(B, T) bool: the step's episode earns more than every earlier one of the window; with the rule ``equals`` also as much as the best that earned something.
+
+    ``total`` and ``episode_step``, (B, T): what the step's whole episode earns, and the step's number in it.
+    """
+    total = np.round(total, 4)
+    begin = np.arange(total.shape[1]) - episode_step  # below 1 in the window's first episode
+    best = np.maximum.accumulate(total, 1)
+    before = np.where(begin > 0, np.take_along_axis(best, np.maximum(begin - 1, 0).astype(np.int64), 1), -np.inf)
+    better = total > before
+    return better | ((total == before) & (before > 0)) if rule == "equals" else better
 
 
 def _kept_transitions(lengths: Array, keep_every: int) -> Array:

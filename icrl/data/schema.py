@@ -15,11 +15,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from icrl.interfaces import Array, FamilySpec, Observation, UserError, map_observation
+from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, Array, FamilySpec, Observation, UserError, map_observation
 
 FORMAT = "icrl-histories"
 FORMAT_VERSION = 1
-OPTIONAL_COLUMNS = ("target_action", "optimal_action", "behaviour_log_prob")
+OPTIONAL_COLUMNS = ("target_action", "optimal_action", "behaviour_log_prob", "plan")
 INDEX_COLUMNS = ("episode_offset", "history_offset", "task", "source")
 
 
@@ -77,6 +77,7 @@ class History:
     target_action: Array | None = None  # (T,) or (T, action_dim)
     optimal_action: Array | None = None  # (T,) or (T, action_dim)
     behaviour_log_prob: Array | None = None  # (T,) float32
+    plan: Array | None = None  # (T,) uint8, see icrl.interfaces.PLAN_BEGINS
 
     @property
     def num_transitions(self) -> int:
@@ -157,11 +158,13 @@ def transition_columns(spec: FamilySpec, optional: Iterable[str] = OPTIONAL_COLU
     columns["reward"] = Column("reward", np.dtype(np.float32), (), -finite, finite)
     columns["terminated"] = Column("terminated", np.dtype(bool))
     columns["truncated"] = Column("truncated", np.dtype(bool))
-    for name in optional:
-        action_like = name in ("target_action", "optimal_action")
-        plain = Column(name, np.dtype(np.float32))
-        columns[name] = _leaf(name, spec.action_space, bounded=True) if action_like else plain
-    return columns
+    kinds = {
+        "target_action": _leaf("target_action", spec.action_space, bounded=True),
+        "optimal_action": _leaf("optimal_action", spec.action_space, bounded=True),
+        "behaviour_log_prob": Column("behaviour_log_prob", np.dtype(np.float32)),
+        "plan": Column("plan", np.dtype(np.uint8), (), 0, PLAN_BEGINS + PLAN_OF_TASK),
+    }
+    return columns | {name: kinds[name] for name in optional}
 
 
 def final_columns(spec: FamilySpec) -> dict[str, Column]:

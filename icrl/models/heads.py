@@ -42,6 +42,10 @@ class CategoricalHead(nn.Module):
         """(...,) float: 1 where the most probable action is the label."""
         return (logits.argmax(-1) == action.long() - self.start).float()
 
+    def log_prob(self, logits: Tensor, action: np.ndarray) -> np.ndarray:
+        """(B,) log-probabilities of actions (B,) under logits (B, A)."""
+        return -self.loss(logits, torch.as_tensor(action, device=logits.device)).cpu().numpy()
+
     def choose(
         self, logits: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +82,10 @@ class GaussianHead(nn.Module):
         """(...,) float: 1 where the label lies within two standard deviations in every dimension."""
         mean, log_std = params.float().chunk(2, -1)
         return ((action.float() - mean).abs() <= 2 * log_std.exp()).all(-1).float()
+
+    def log_prob(self, params: Tensor, action: np.ndarray) -> np.ndarray:
+        """(B,) log-densities of actions (B, A)."""
+        return -self.loss(params, torch.as_tensor(action, device=params.device)).cpu().numpy()
 
     def choose(
         self, params: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None

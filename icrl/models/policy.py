@@ -58,6 +58,7 @@ class Policy(nn.Module):
         self.retrieved_tokens = RetrievedTokens(spec, config) if config.memory.k else None
         self.transformer = Transformer(config, self.num_slots)
         self.head = make_head(config.width, spec.action_space)
+        self.return_head = nn.Linear(config.width, config.return_bins) if config.predicts_returns else None
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
             if name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
@@ -110,9 +111,29 @@ class Policy(nn.Module):
         memory: MemoryView | None = None,
     ) -> Tensor:
         """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given."""
+        return self._read_out(self.window_features(observation, previous, episode, episode_step, hidden, memory))
+
+    def window_and_returns(
+        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·), and logits of the return still to come at each step (B, T, bins), which sees it not."""
+        assert self.return_head is not None, "this policy predicts no returns"
+        features = self.window_features(observation, previous, episode, episode_step)
+        return self._read_out(features), self.return_head(features[:, :: self.config.tokens_per_step])
+
+    def window_features(
+        self,
+        observation: Observation,
+        previous: Previous,
+        episode: Tensor,
+        episode_step: Tensor,
+        hidden: Tensor | None = None,
+        memory: MemoryView | None = None,
+    ) -> Tensor:
+        """Whole windows (B, T, ...) -> features (B, tokens, D)."""
         x = self.tokens(observation, previous, episode, episode_step, hidden)
         pattern = CausalWindow(x.shape[1], self.told(episode_step, 0))
-        return self._read_out(self.transformer(x, pattern, memory=memory))
+        return self.transformer(x, pattern, memory=memory)
 
     def step_cached(
         self,
@@ -135,6 +156,29 @@ class Policy(nn.Module):
         output = self._read_out(self.transformer(x, view, memory=memory))
         view.keep(x.shape[1] if num_kept is None else num_kept * self.config.tokens_per_step)
         return output
+
+    def return_cached(
+        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, cache: KVCache
+    ) -> Tensor:
+        """The first token of a new step (B, 1, ...) in every lane -> logits of the return still to come (B, bins)."""
+        assert self.return_head is not None, "this policy predicts no returns"
+        x = self.tokens(observation, previous, episode, episode_step)
+        return self.return_head(self._next(x[:, :1], episode_step, cache))
+
+    def answer_cached(
+        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, cache: KVCache
+    ) -> Tensor:
+        """The second token of the same step, which holds ``previous.return_to_go`` -> head parameters (B, ·)."""
+        x = self.tokens(observation, previous, episode, episode_step)
+        return self.head(self._next(x[:, 1:], episode_step, cache))
+
+    def _next(self, x: Tensor, episode_step: Tensor, cache: KVCache) -> Tensor:
+        """One more token (B, 1, D) in every lane -> its features (B, D)."""
+        told = self.told(episode_step, cache.lengths[:, None])
+        view = CacheView(cache, 1, None, told=None if told is None else told[:, :1])
+        features = self.transformer(x, view)
+        view.keep(1)
+        return features[:, 0]
 
     def told(self, episode_step: Tensor, behind: Tensor | int) -> Tensor | None:
         """(n, tokens) how many tokens the task is told from at each token of steps (n, T), the same for all tokens of a step.

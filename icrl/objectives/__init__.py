@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
+
 from icrl.config import ModelConfig, ObjectiveConfig
 from icrl.interfaces import FamilySpec, UserError
 from icrl.objectives.ad import AlgorithmDistillation
 from icrl.objectives.base import LossOutput, Objective
 from icrl.objectives.dpt import DecisionPretraining
 from icrl.objectives.dt import DecisionTransformer
+from icrl.objectives.icee import InContextExploration
 
 __all__ = ["OBJECTIVES", "LossOutput", "Objective", "check_objective", "make_objective"]
 
-OBJECTIVES = {"ad": AlgorithmDistillation, "dpt": DecisionPretraining, "dt": DecisionTransformer}
+OBJECTIVES = {
+    "ad": AlgorithmDistillation,
+    "dpt": DecisionPretraining,
+    "dt": DecisionTransformer,
+    "icee": InContextExploration,
+}
 
 
 def make_objective(config: ObjectiveConfig) -> Objective:
@@ -35,6 +43,7 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             f"objective.keep_every {config.keep_every} joins whole episodes, which objective.short_window has no room for: set it to 1"
         )
     _check_conditioning(config, model)
+    _check_plans(config, model, spec)
     if config.name != "dpt" and config.privileged_sources:
         raise UserError(
             f"objective.privileged_sources is an option of DPT, not of {config.name.upper()}: leave it empty"
@@ -59,6 +68,20 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         )
 
 
+def _check_plans(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -> None:
+    """What ``model.plans`` asks for."""
+    if config.told_by and not (model.plans and config.told_by > 0):
+        raise UserError(
+            f"objective.told_by {config.told_by} says when plans of DPT are no longer needed: set model.plans to True, or it to 0"
+        )
+    if model.plans and (config.name != "dpt" or model.layout != "step" or model.episodic):
+        raise UserError("model.plans is for objective dpt in layout step and whole lives: set it to False")
+    if model.plans and not isinstance(spec.action_space, gym.spaces.Discrete):
+        raise UserError(
+            f"model.plans needs discrete actions, which can be doubted, not {spec.action_space}: set it to False"
+        )
+
+
 def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
     """What an objective asks of ``model.episodic`` and ``model.return_to_go``."""
     if config.name == "dpt" and model.episodic and not model.memory.k:
@@ -69,5 +92,18 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
     if config.search_return and config.name != "dt":
         raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
+    if (config.name == "icee") != model.predicts_returns:
+        raise UserError(
+            f"objective.name icee and model.return_to_go predicted belong together, not {config.name} and {model.return_to_go}: set both or neither"
+        )
+    if config.name == "icee" and (model.episodic or model.memory.k or model.interleaved):
+        raise UserError(
+            "objective.name icee reads whole lives in tokens of its own: set model.episodic and model.interleaved to False, model.memory.k to 0"
+        )
+    if model.predicts_returns and not (model.return_bins > 1 and model.return_low < model.return_high):
+        raise UserError(
+            f"model.return_bins {model.return_bins} from model.return_low {model.return_low:g} to return_high {model.return_high:g}: expected at least 2 values, "
+            "and a lower and a higher end"
+        )
     if model.conditioned and config.name != "dt":
         raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to off")

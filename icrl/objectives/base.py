@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from icrl.data.chunks import Retrieved
-from icrl.data.sampling import Window
-from icrl.interfaces import map_observation
+from icrl.data.sampling import Window, improving
+from icrl.interfaces import PLAN_BEGINS, Observation, map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
 from icrl.models.retrieval import RetrievedWindow, WatchedWindow
@@ -38,8 +38,9 @@ def tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), device=device)
 
 
-def previous_steps(window: Window, device: torch.device) -> Previous:
+def previous_steps(window: Window, policy: Policy) -> Previous:
     """What each token's previous step was: the window shifted by one; the first token has none."""
+    config, device = policy.config, policy.device
 
     def shift(array: np.ndarray) -> Tensor:
         shifted = np.empty_like(array)
@@ -58,7 +59,18 @@ def previous_steps(window: Window, device: torch.device) -> Previous:
         final_observation=map_observation(shift, window.next_observation),
         episode_return=torch.as_tensor(window.episode_return, device=device),
         return_to_go=torch.as_tensor(window.return_to_go, device=device),
+        begins=tensor(plans_begin(window), device) if config.plans else None,
+        improves=tensor(_improves(window, config.cross_episode), device) if config.cross_episode != "off" else None,
     )
+
+
+def _improves(window: Window, rule: str) -> np.ndarray:
+    return improving(window.episode_return + window.return_to_go, window.episode_step, rule)
+
+
+def plans_begin(window: Window) -> np.ndarray:
+    """(B, T) bool where plans begin; everywhere in histories of agents that have none."""
+    return np.ones(window.valid.shape, bool) if window.plan is None else (window.plan & PLAN_BEGINS) > 0
 
 
 def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) -> Tensor:
@@ -85,21 +97,28 @@ def _memory(policy: Policy, retrieved: Retrieved, kind: type[RetrievedWindow]) -
 
 
 def _read(policy: Policy, window: Window, hidden: Tensor | None, memory: RetrievedWindow | None) -> Tensor:
+    return policy.step_window(*step_inputs(policy, window), hidden, memory)
+
+
+def step_inputs(policy: Policy, window: Window) -> tuple[Observation, Previous, Tensor, Tensor]:
+    """A window as a policy of layout ``step`` reads it: observation, what the step before was, number of the episode and step within it."""
     device = policy.device
-    return policy.step_window(
-        to_tensors(window.observation, device),
-        previous_steps(window, device),
-        tensor(window.episode, device),
-        tensor(window.episode_step, device),
-        hidden,
-        memory,
-    )
+    observation, episode, step = to_tensors(window.observation, device), window.episode, window.episode_step
+    return observation, previous_steps(window, policy), tensor(episode, device), tensor(step, device)
 
 
-def masked_loss(policy: Policy, output: Tensor, labels: Tensor, counted: Tensor, smoothing: float = 0.0) -> LossOutput:
-    """Mean loss and accuracy over the positions that count; ``counted`` (B, T) bool."""
+def masked_loss(
+    policy: Policy,
+    output: Tensor,
+    labels: Tensor,
+    counted: Tensor,
+    smoothing: float = 0.0,
+    importance: Tensor | float = 1.0,
+) -> LossOutput:
+    """Mean loss, weighted by ``importance`` (B, T), and accuracy over the positions that count; ``counted`` (B, T) bool."""
     weights = counted.float()
-    loss = (policy.head.loss(output, labels, smoothing) * weights).sum() / weights.sum().clamp(min=1)
+    losses = policy.head.loss(output, labels, smoothing) * importance
+    loss = (losses * weights).sum() / weights.sum().clamp(min=1)
     with torch.no_grad():
         hits = policy.head.hit(output, labels) * weights
         metrics = {"accuracy": hits.sum() / weights.sum().clamp(min=1)}

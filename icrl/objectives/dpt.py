@@ -41,6 +41,8 @@ class DecisionPretraining:
             )
         if policy.config.layout == "step":
             counted = window.valid & self._fair(window, window.reward) & known_past(window)[:, None]
+            if policy.config.plans:
+                counted = counted & self._answered(window)
             labels = tensor(window.optimal_action, policy.device)
             return masked_loss(policy, step_window(policy, window), labels, tensor(counted, policy.device))
         return self._query_loss(policy, window, window.optimal_action, rng)
@@ -75,6 +77,19 @@ class DecisionPretraining:
         by_position = torch.full((length,), float("nan"), device=device)
         by_position[torch.as_tensor(prefixes, device=device)] = result.accuracy_by_position
         return result._replace(accuracy_by_position=by_position)
+
+    def _answered(self, window: Window) -> Array:
+        """(B, T) steps of plans at which the optimal action follows from what was shown and begun, and from nothing else.
+
+        Those with which a plan begins, those of the task's own plan, and all after an episode has told everything.
+        """
+        if window.plan is None:
+            return np.ones(window.valid.shape, bool)
+        answered = window.plan > 0
+        if self.config.told_by:
+            tells = np.maximum.accumulate(window.episode_return + window.reward >= self.config.told_by, 1)
+            answered[:, 1:] |= tells[:, :-1]
+        return answered
 
     def _fair(self, window: Window, reward: Array) -> Array:
         """(B, P) whether prefix p may be trained, ``reward`` (B, P) being in the order shown: see ``privileged_sources``."""

@@ -34,6 +34,7 @@ def routing_loss(
         balances.append(balance.detach())
         place = "_".join(decision.place)
         metrics |= {f"routing/{place}/least_load": load.min(), f"routing/{place}/most_load": load.max()}
+        metrics[f"routing/{place}/entropy"] = entropy(load)
         if isinstance(decision.router, TaskRouter) and config.contrast:
             contrast, hit = _contrast(decision, decision.router, counted, task, config.temperature)
             total = total + config.contrast * contrast
@@ -57,6 +58,11 @@ def _balance(decision: Decision, valid: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         chosen = (zeros.scatter(-1, routes.experts, 1.0) * weights).sum((0, 1))
     return variation(importance) + variation(load), chosen / chosen.sum().clamp(min=1)
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Of shares (E,) that sum to 1, in nats: 0 where one expert gets all, ln E where each gets the same."""
+    return torch.special.entr(shares).sum()
 
 
 def variation(amounts: Tensor) -> Tensor:

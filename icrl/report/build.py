@@ -11,6 +11,7 @@ from icrl.report.inputs import RunInput, read_runs
 from icrl.report.memory import memory_blocks
 from icrl.report.page import Block, Section, Text, check_output, render, write
 from icrl.report.results import headline, knowledge_table, offline_blocks, regret_blocks, return_blocks, verdict_blocks
+from icrl.report.routing import routing_blocks
 from icrl.report.rows import Group, group_evaluations
 from icrl.report.run_sections import cost_blocks, run_blocks, training_blocks
 
@@ -63,6 +64,7 @@ def _sections(runs: Sequence[RunInput], groups: Sequence[Group]) -> list[Section
             b for i, row in enumerate(longest.agents, start=1) for b in memory_blocks(row, f"{i}-{longest.name}")
         ]
         sections.append(Section("memory", "What it remembered", remembered))
+    sections.append(Section("routing", "How it routes", routing_blocks(runs)))
     sections.append(Section("training", "Training", training_blocks(runs)))
     sections.append(Section("costs", "Costs", cost_blocks(runs)))
     sections.append(Section("reading", "How to read this page", [Text(text) for text in HOW_TO_READ]))

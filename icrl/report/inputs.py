@@ -14,6 +14,7 @@ from icrl.config import Recipe
 from icrl.evaluation_json import FORMAT_VERSION, SCHEMA, Artefacts, load_artefacts
 from icrl.interfaces import UserError
 from icrl.monitor import read_metrics
+from icrl.probe_json import Probe, probe_from_json
 from icrl.recipe_json import recipe_from_json
 
 
@@ -40,6 +41,8 @@ class RunInput:
     evaluations: tuple[EvaluationInput, ...]
     dataset: dict[str, Any]
     """The dataset's manifest, empty where the dataset lies outside the run folder."""
+    probe: Probe | None
+    """What `icrl probe` found, None where nobody asked."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunInput]:
@@ -75,7 +78,15 @@ def read_run_input(run: Path, label: str) -> RunInput:
     evaluations = tuple(_evaluation(run, index, record) for index, record in enumerate(records))
     manifest = run / "data" / "manifest.json"
     dataset = _read_json(manifest, resume, dict) if manifest.exists() else {}
-    return RunInput(label, run, recipe, about, read_metrics(metrics_file), evaluations, dataset)
+    return RunInput(label, run, recipe, about, read_metrics(metrics_file), evaluations, dataset, _probe(run))
+
+
+def _probe(run: Path) -> Probe | None:
+    """RUN/probe.json, None if there is none."""
+    file, command = run / "probe.json", f"icrl probe {run}"
+    if not file.exists():
+        return None
+    return probe_from_json(_read_json(file, command, dict), str(file), f"make it again with `{command}`")
 
 
 def _evaluation(run: Path, index: int, record: Any) -> EvaluationInput:

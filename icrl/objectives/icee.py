@@ -1,0 +1,81 @@
+"""ICEE: predict the return that is still to come, and the action that was taken given it; whether the episode beats those before it is an input.
+
+Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good and bad ones. The action's loss is weighted by U(a) / pi(a | o), U being uniform
+and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
+reach 1 / (probability x actions); they are cut at ``objective.most_weight``, and what share of the sample is left effective is logged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+
+from icrl.config import ObjectiveConfig
+from icrl.data.sampling import Window
+from icrl.interfaces import Array, UserError
+from icrl.models.policy import Policy
+from icrl.objectives.base import LossOutput, masked_loss, step_inputs, tensor
+
+
+@dataclass(frozen=True)
+class InContextExploration:
+    """ICEE's loss: that of the action and that of the return."""
+
+    config: ObjectiveConfig
+
+    def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
+        device = policy.device
+        _check_returns(policy, window)
+        output, logits = policy.window_and_returns(*step_inputs(policy, window))
+        weights = self._weights(policy, window)
+        labels, counted = tensor(window.action, device), tensor(window.valid, device)
+        result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
+        bins = policy.tokens.returns.nearest(tensor(window.return_to_go, device))
+        of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
+        return_loss = (of_return * counted).sum() / counted.sum()
+        kept = weights[window.valid]
+        metrics = {
+            "return_loss": return_loss.detach(),
+            "effective_sample": torch.tensor(kept.sum() ** 2 / (kept**2).sum() / len(kept)),
+        }
+        return result._replace(loss=result.loss + return_loss, metrics=result.metrics | metrics)
+
+    def _weights(self, policy: Policy, window: Window) -> Array:
+        """(B, T) float32 what each action's loss counts."""
+        if not self.config.corrected:
+            return np.ones(window.valid.shape, np.float32)
+        log_probs = window.behaviour_log_prob
+        if log_probs is None or np.isnan(log_probs[window.valid]).any():
+            raise UserError(
+                "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour to True, "
+                "or objective.corrected to False"
+            )
+        if np.isneginf(log_probs[window.valid]).any():
+            raise UserError(
+                "these histories hold actions that their source says were impossible (probability 0): correct its log-probabilities and collect again"
+            )
+        weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
+        return np.where(window.valid, weights, 0).astype(np.float32)
+
+
+def _log_uniform(policy: Policy) -> float:
+    """Log-probability, or log-density, of every action of the space under uniform ones."""
+    space = policy.spec.action_space
+    if isinstance(space, Discrete):
+        return -float(np.log(space.n))
+    assert isinstance(space, Box)
+    return -float(np.log(space.high - space.low).sum())
+
+
+def _check_returns(policy: Policy, window: Window) -> None:
+    config, returns = policy.config, window.return_to_go[window.valid]
+    low, high = float(returns.min()), float(returns.max())
+    if low < config.return_low - 1e-3 or high > config.return_high + 1e-3:
+        raise UserError(
+            f"histories bring returns from {low:g} to {high:g}, but the policy predicts {config.return_low:g} to {config.return_high:g}: set model.return_low "
+            "and model.return_high to what episodes can earn"
+        )
