@@ -13,6 +13,7 @@ SOURCES: dict[str, str] = {
     "fixed_odds": "agents.uniform:FixedOdds",
     "optimal": "agents.oracle:Optimal",
     "annealed": "agents.oracle:Annealed",
+    "graded": "agents.oracle:Graded",
     "misled": "agents.oracle:Misled",
     "plans": "agents.plans:Plans",
     "q_learning": "agents.q_learning:QLearning",

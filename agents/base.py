@@ -67,6 +67,18 @@ def action_noise(env: TaskVectorEnv, who: str) -> Callable[..., Decision]:
     return partial(epsilon_noise_in_box, space=bounded_box(env, who))
 
 
+def noise_with_favourite(env: TaskVectorEnv, who: str, twice: int) -> Callable[..., Decision]:
+    """``action_noise`` that takes action number ``twice``, if it is at least 0, twice as often as each other one. Raises UserError where there is none."""
+    noise = action_noise(env, who)
+    if twice < 0:
+        return noise
+    if not isinstance(env.single_action_space, Discrete) or twice >= env.single_action_space.n:
+        raise UserError(
+            f"{who} was to take action {twice} twice as often, this family has {env.single_action_space}: name one of them"
+        )
+    return partial(noise, twice=twice)
+
+
 def uniform_in_box(space: Box, streams: LaneStreams) -> Array:
     """(B, action_dim) one uniform action per lane."""
     draws = streams.uniform(len(space.low)).reshape(-1, len(space.low))
@@ -87,11 +99,14 @@ def epsilon_noise(
     action_mask: Array | None = None,  # (B, A) bool
     *,
     num_actions: int,
+    twice: int = -1,
 ) -> Decision:
-    """With probability ``epsilon`` execute a uniform (allowed) action instead of the intended one.
+    """With probability ``epsilon`` execute a uniform (allowed) action instead of the intended one; the action ``twice`` is twice as likely as each other.
 
     The log-probability is that of the executed action given the intended one: exact where the intention is a function of the history.
     """
+    if twice >= 0:
+        return _biased_noise(intended, epsilon, streams, action_mask, num_actions, twice)
     allowed = np.full(len(intended), num_actions) if action_mask is None else action_mask.sum(axis=1)
     epsilon = np.broadcast_to(np.asarray(epsilon, np.float64), intended.shape)
     draw = streams.uniform()
@@ -102,6 +117,23 @@ def epsilon_noise(
     action = np.where(noisy, choice, intended)
     prob = epsilon / allowed + np.where(action == intended, 1.0 - epsilon, 0.0)
     return Decision(action, intended, np.log(prob).astype(np.float32))
+
+
+def _biased_noise(
+    intended: Array,
+    epsilon: float | Array,
+    streams: LaneStreams,
+    action_mask: Array | None,
+    num_actions: int,
+    twice: int,
+) -> Decision:
+    weights = np.ones((len(intended), num_actions)) if action_mask is None else action_mask.astype(float)
+    weights[:, twice] *= 2
+    probs = weights / weights.sum(1, keepdims=True) * np.reshape(epsilon, (-1, 1))
+    rows = np.arange(len(intended))
+    probs[rows, intended] += 1 - np.asarray(epsilon)
+    action = streams.choice(probs)
+    return Decision(action, intended, np.log(probs[rows, action]).astype(np.float32))
 
 
 def epsilon_noise_in_box(

@@ -23,8 +23,6 @@ from icrl.seeding import LaneStreams
 
 _NUGGET = 1e-8
 """Added to the variance of evaluations without noise."""
-_LEAST_VARIANCE = 1e-6
-"""The least noise that BoTorch is told of."""
 Kernel = Literal["matern", "rbf"]
 
 
@@ -148,8 +146,7 @@ class _Fitted(_Searcher):
         options: GPExpectedImprovement | GPThompson,
     ):
         super().__init__(family, env, streams, who)
-        variance = max(self._noise**2, _LEAST_VARIANCE) if options.known_noise else None
-        self._library = _BoTorch(who, options.kernel, variance)
+        self._library = _BoTorch(who, options.kernel, self._noise**2 if options.known_noise else None)
 
     def _scores(self, lane: int, evaluated: list[int], values: Array) -> Array:
         seed = int(self._streams.integers(2**31, np.array([lane]))[0])

@@ -1,4 +1,4 @@
-"""Agents that know tasks: the optimal policy with noise, the noise-annealed demonstrator of AD^eps (Zisman et al. 2024), and one that is misled.
+"""Agents that know tasks: the optimal policy with noise (annealed in AD^eps: Zisman et al. 2024; graded in ICEE), and one that is misled.
 
 Labels are the optimal action (``target_action``), whatever the noise executed. Noise is a uniform action, of a box where actions are continuous.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from agents.base import action_noise, check_probability, lanes_of_reset
+from agents.base import action_noise, check_probability, lanes_of_reset, noise_with_favourite
 from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams, generator
 
@@ -43,6 +43,8 @@ class Annealed:
     """Noise from the end of the fall on."""
     fall: float = 0.9
     """Fraction of the history over which noise falls."""
+    twice: int = -1
+    """Number of an action that the noise takes twice as often as each other one; below 0: none."""
 
     def __post_init__(self):
         check_probability("annealed", epsilon_end=self.epsilon_end, fall=self.fall)
@@ -51,7 +53,49 @@ class Annealed:
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
         slope = (1 - self.epsilon_end) / (self.fall * num_steps)
-        return _NoisyOptimal(env, streams, lambda age: np.maximum(self.epsilon_end, 1 - slope * age))
+        return _NoisyOptimal(env, streams, lambda age: np.maximum(self.epsilon_end, 1 - slope * age), self.twice)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The optimal policy under noise that is drawn anew for each episode: good and bad episodes in no order (ICEE: Dai et al. 2024)."""
+
+    low: float = 0.0
+    """Least noise of an episode."""
+    high: float = 1.0
+    """Most noise; in between it is uniform."""
+    twice: int = -1
+    """Number of an action that the noise takes twice as often as each other one; below 0: none."""
+
+    def __post_init__(self):
+        check_probability("graded", low=self.low, high=self.high)
+        if self.low > self.high:
+            raise UserError(f"graded's low is {self.low} and its high {self.high}: expected the lower one first")
+
+    def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
+        return _Graded(self, env, streams)
+
+
+class _Graded:
+    def __init__(self, options: Graded, env: TaskVectorEnv, streams: LaneStreams):
+        self._options, self._env, self._streams = options, env, streams
+        self._noise = noise_with_favourite(env, "noise on an optimal policy", options.twice)
+        self._epsilon = np.zeros(env.num_envs)  # (B,) noise of the running episodes
+
+    def reset(self, lanes: int | Sequence[int] | Array) -> None:
+        self._draw(np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))])
+
+    def _draw(self, lanes: Array) -> None:
+        low, high = self._options.low, self._options.high
+        self._epsilon[lanes] = low + (high - low) * self._streams.uniform(lanes=lanes)
+
+    def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
+        return self._noise(self._env.optimal_action(), self._epsilon, self._streams, action_mask)
+
+    def observe(self, step: Step) -> None:
+        ended = np.flatnonzero(step.ended)
+        if ended.size:
+            self._draw(ended)
 
 
 @dataclass(frozen=True)
@@ -102,11 +146,17 @@ class _Misled:
 class _NoisyOptimal:
     """``epsilon`` maps the steps lived since a reset (B,) to the noise; None for none at all (then a box may be unbounded)."""
 
-    def __init__(self, env: TaskVectorEnv, streams: LaneStreams, epsilon: Callable[[Array], float | Array] | None):
+    def __init__(
+        self,
+        env: TaskVectorEnv,
+        streams: LaneStreams,
+        epsilon: Callable[[Array], float | Array] | None,
+        twice: int = -1,
+    ):
         self._env, self._streams, self._epsilon = env, streams, epsilon
         self._discrete = isinstance(env.single_action_space, Discrete)
         if epsilon is not None:
-            self._noise = action_noise(env, "noise on an optimal policy")
+            self._noise = noise_with_favourite(env, "noise on an optimal policy", twice)
         self._age = np.zeros(env.num_envs, np.int64)  # (B,)
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:

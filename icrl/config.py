@@ -371,7 +371,7 @@ class EvaluateConfig:
     """ICEE: the return to go for is drawn with probabilities q(c) ((c - c_min) / (c_max - c_min))^tilt, q being what the policy predicts."""
     plan_hazard: float = 0.1
     """Policies that follow plans (`model.plans`): probability at each step that another one begins; one always does where an episode begins."""
-    plan_doubt: float = 0.05
+    plan_doubt: float = 0.02
     """The same: a plan ends where the policy, asked for a new one, gives the action with which the old one goes on less than this probability; 0: never."""
     plan_length: int = 0
     """The same: a plan ends after so many steps; 0: never."""

@@ -60,7 +60,7 @@ class PlanRule:
 
     hazard: float = 0.1
     """Probability at each step."""
-    doubt: float = 0.05
+    doubt: float = 0.02
     """Where the policy, asked for a new plan, gives the action with which the old one goes on less than this probability; 0: never."""
     length: int = 0
     """After so many steps; 0: never."""

@@ -36,6 +36,8 @@ from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.training import make_history_memory
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
 from icrl.objectives.base import attention_on_memory
+from icrl.objectives.behaviour import estimate_behaviour
+from icrl.objectives.icee import InContextExploration
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
 from icrl.seeding import LaneStreams, derive_seed
@@ -92,6 +94,9 @@ def train(
     _check_tasks(store, family)
     with _threads(threads), _StopRequest() as stop:
         learner = Learner(recipe, store.spec, find_device(device))
+        if isinstance(learner.objective, InContextExploration) and recipe.objective.estimate_behaviour:
+            behaviour = estimate_behaviour(store, recipe.seed, progress=progress)
+            learner.objective = replace(learner.objective, behaviour=behaviour)
         run_folder.claim(run, recipe, store.dataset_hash)
         with run_folder.locked(run):
             done = _restore(run, learner, store.dataset_hash)

@@ -57,8 +57,8 @@ class Options(MachineOptions):
     """Step size; it falls linearly to a tenth."""
     updates_per_step: float = 0.5
     """Gradient steps per environment step, at most 1."""
-    end_when_fallen: bool = False
-    """End a training episode when the robot is no longer healthy, by its own environment's rule; the family's own episodes go on."""
+    end_when_fallen: float = 0.0
+    """Share of the training episodes that end when the robot is no longer healthy, by its own environment's rule; the family's own go on."""
     checkpoint_every: int = 20_000
     """Steps between two checkpoints."""
     seed: int = 0
@@ -70,6 +70,8 @@ class Options(MachineOptions):
                 raise UserError(f"--{key.replace('_', '-')} {getattr(self, key)}: expected at least 1")
         if not 0 < self.updates_per_step <= 1:
             raise UserError(f"--updates-per-step {self.updates_per_step}: expected more than 0 and at most 1")
+        if not 0 <= self.end_when_fallen <= 1:
+            raise UserError(f"--end-when-fallen {self.end_when_fallen}: expected a share, 0 to 1")
         if not 0 < self.learning_rate < 1:
             raise UserError(f"--learning-rate {self.learning_rate}: expected more than 0 and less than 1")
 
@@ -77,7 +79,7 @@ class Options(MachineOptions):
 class ToldEnv(gym.Env):
     """A family as one environment: a new task in each episode, which the observation tells (D + k,)."""
 
-    def __init__(self, family: MujocoFamily, rng: np.random.Generator, *, end_when_fallen: bool = False):
+    def __init__(self, family: MujocoFamily, rng: np.random.Generator, *, end_when_fallen: float = 0.0):
         self._family, self._rng, self._env, self._clock = family, rng, None, 0
         self._end_when_fallen = end_when_fallen
         spec, told = family.spec, family.told(family.sample_task(np.random.default_rng(0)))
@@ -90,6 +92,7 @@ class ToldEnv(gym.Env):
             self._env.close()
         task = self._family.sample_task(self._rng)
         self._env, self._told, self._clock = self._family.make_env(**task), self._family.told(task), 0
+        self._ends_early = self._rng.random() < self._end_when_fallen
         observation, info = self._env.reset(seed=int(self._rng.integers(2**31)))
         return self._telling(observation), info
 
@@ -97,7 +100,7 @@ class ToldEnv(gym.Env):
         assert self._env is not None
         self._clock += 1
         observation, reward, _, _, info = self._env.step(action)
-        fallen = self._end_when_fallen and not self._env.healthy
+        fallen = self._ends_early and not self._env.healthy
         return self._telling(observation), float(reward), fallen, self._clock >= self._family.horizon, info
 
     def _telling(self, observation: Array) -> Array:
@@ -118,14 +121,14 @@ def command(argv: list[str]) -> None:
 def remade_by(name: str, options: Options) -> str:
     """The command that makes these weights again, wherever its folders are."""
     default = Options()
-    told = ("steps", "width", "learning_rate", "updates_per_step", "checkpoint_every", "seed", "threads")
+    told = ("steps", "width", "learning_rate", "updates_per_step")
+    told += ("end_when_fallen", "checkpoint_every", "seed", "threads")
     given = {key: getattr(options, key) for key in told}
     words = [
         f"--{key.replace('_', '-')} {value}"
         for key, value in given.items()
         if value != getattr(default, key) or key == "steps"
     ]
-    words += ["--end-when-fallen"] if options.end_when_fallen else []
     return " ".join([PROG, name, *words])
 
 
@@ -144,6 +147,7 @@ def train_oracle(name: str, options: Options, *, command: str = "", progress: bo
     work.mkdir(parents=True, exist_ok=True)
     settings = {"family": family.name, "width": options.width, "seed": options.seed}
     settings |= {"learning_rate": options.learning_rate, "updates_per_step": options.updates_per_step}
+    settings["end_when_fallen"] = options.end_when_fallen
     run = _Run(family, options, work, out, settings, command)
     run.train(progress)
     return run.best | {"out": str(out)}

@@ -14,14 +14,18 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
-from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window, improving, returns_around
+from agents.collect import collect
+from icrl.config import CollectConfig, ModelConfig, ObjectiveConfig, SourceConfig
+from icrl.data.sampling import Window, WindowSampler, improving, returns_around
 from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
 from icrl.objectives import OBJECTIVES, check_objective, make_objective
 from icrl.objectives.base import masked_loss, previous_steps, step_inputs, step_window
+from icrl.objectives.behaviour import estimate_behaviour
 from icrl.objectives.dpt import asked_observations, shuffled_order
+from icrl.objectives.icee import InContextExploration
+from icrl.recipes import smoke
 
 LENGTH, NUM = 12, 700
 Layout = Literal["step", "transition"]
@@ -603,3 +607,24 @@ def test_icee_refuses_histories_that_it_cannot_correct(log_prob, message):
 def test_icee_refuses_returns_that_it_cannot_predict():
     with pytest.raises(UserError, match=r"bring returns from .* predicts 0 to 0.001: set model.return_low"):
         loss_of("icee", icee_policy(return_high=0.001), encoded((LENGTH,)))
+
+
+def test_behaviour_is_estimated_where_histories_do_not_tell_it(tmp_path):
+    """Of episodes with noise of their own it finds the probability that an action has over all of them."""
+    source = SourceConfig("graded", {"low": 0.5, "high": 0.5, "twice": 3})
+    recipe = replace(smoke(), collect=CollectConfig((source,), num_histories=40, steps_per_history=150))
+    store = collect(recipe, tmp_path / "data", progress=False)
+    window = WindowSampler(store, 32, seed=1).batch(0, 64)
+    told = window.behaviour_log_prob
+    model = estimate_behaviour(store, 0, progress=False)
+    untold = replace(window, behaviour_log_prob=None)
+    error = np.abs(np.exp(model.complete(untold)) - np.exp(told))[window.valid]
+    assert error.mean() < 0.08 and np.unique(np.exp(told[window.valid]).round(4)).size == 4
+    half = replace(window, behaviour_log_prob=np.where(np.arange(32) % 2, told, np.nan))
+    np.testing.assert_array_equal(model.complete(half)[:, 1::2], told[:, 1::2])
+    policy = make_policy(store.spec, ModelConfig(window=32, width=16, num_layers=1, num_heads=2, **MODELS["icee"]), 0)
+    losses = []
+    for behaviour, seen in ((None, window), (model, untold)):
+        objective = InContextExploration(ObjectiveConfig("icee"), behaviour)
+        losses.append(objective.loss(policy, seen, rng=np.random.default_rng(0), train=True).loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

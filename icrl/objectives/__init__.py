@@ -44,6 +44,12 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         )
     _check_conditioning(config, model)
     _check_plans(config, model, spec)
+    if config.name != "icee" and (config.estimate_behaviour or not config.corrected):
+        raise UserError(
+            f"objective.corrected and objective.estimate_behaviour are options of ICEE, not of {config.name.upper()}: set them to True and False"
+        )
+    if not config.most_weight > 0:
+        raise UserError(f"objective.most_weight is {config.most_weight}, expected more than 0")
     if config.name != "dpt" and config.privileged_sources:
         raise UserError(
             f"objective.privileged_sources is an option of DPT, not of {config.name.upper()}: leave it empty"

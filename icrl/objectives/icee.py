@@ -19,6 +19,7 @@ from icrl.data.sampling import Window
 from icrl.interfaces import Array, UserError
 from icrl.models.policy import Policy
 from icrl.objectives.base import LossOutput, masked_loss, step_inputs, tensor
+from icrl.objectives.behaviour import Behaviour
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class InContextExploration:
     """ICEE's loss: that of the action and that of the return."""
 
     config: ObjectiveConfig
+    behaviour: Behaviour | None = None
+    """Says how probable actions were where histories do not."""
 
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         device = policy.device
@@ -48,7 +51,7 @@ class InContextExploration:
         """(B, T) float32 what each action's loss counts."""
         if not self.config.corrected:
             return np.ones(window.valid.shape, np.float32)
-        log_probs = window.behaviour_log_prob
+        log_probs = window.behaviour_log_prob if self.behaviour is None else self.behaviour.complete(window)
         if log_probs is None or np.isnan(log_probs[window.valid]).any():
             raise UserError(
                 "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour to True, "

@@ -10,6 +10,18 @@ from icrl.config import Recipe
 from icrl.interfaces import UserError
 from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
 from icrl.recipes.control import cheetah_vel, point_robot
+from icrl.recipes.icee import (
+    icee_darkroom,
+    icee_darkroom_biased,
+    icee_darkroom_no_bit,
+    icee_darkroom_once,
+    icee_darkroom_random,
+    icee_darkroom_sorted,
+    icee_darkroom_uncorrected,
+    icee_keydoor,
+    icee_keydoor_no_bit,
+    icee_keydoor_random,
+)
 from icrl.recipes.memory import (
     large_darkroom_memory,
     large_darkroom_window,
@@ -62,6 +74,16 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "t2mir-ad-no-contrast": t2mir_ad_no_contrast,
     "t2mir-ad-no-balance": t2mir_ad_no_balance,
     "t2mir-dpt": t2mir_dpt,
+    "icee-darkroom": icee_darkroom,
+    "icee-darkroom-once": icee_darkroom_once,
+    "icee-darkroom-biased": icee_darkroom_biased,
+    "icee-darkroom-uncorrected": icee_darkroom_uncorrected,
+    "icee-darkroom-sorted": icee_darkroom_sorted,
+    "icee-darkroom-random": icee_darkroom_random,
+    "icee-darkroom-no-bit": icee_darkroom_no_bit,
+    "icee-keydoor": icee_keydoor,
+    "icee-keydoor-random": icee_keydoor_random,
+    "icee-keydoor-no-bit": icee_keydoor_no_bit,
     "smoke": smoke,
 }
 

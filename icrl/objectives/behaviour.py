@@ -1,0 +1,70 @@
+"""How probable a source's actions were, where its histories do not tell: a small network of observation and task, fitted to what was done.
+
+It stands for all of a history's noise together, the changes of it included, which is what an importance weight may be made of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from icrl.data.sampling import Window, WindowSampler
+from icrl.data.store import HistoryStore
+from icrl.interfaces import Array, FamilySpec, Observation
+from icrl.models.heads import make_head
+from icrl.models.observations import make_encoder, to_tensors
+from icrl.seeding import derive_seed
+
+WIDTH, STEPS, WINDOWS, LENGTH = 64, 400, 64, 32
+
+
+class Behaviour(nn.Module):
+    """Log-probabilities (or log-densities) of actions, given observation and task."""
+
+    def __init__(self, spec: FamilySpec, num_tasks: int):
+        super().__init__()
+        self.observation, self.task = make_encoder(WIDTH, spec.observation_space), nn.Embedding(num_tasks, WIDTH)
+        self.network = nn.Sequential(nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU())
+        self.head = make_head(WIDTH, spec.action_space)
+
+    def forward(self, observation: Observation, task: Tensor, action: Tensor) -> Tensor:
+        """Observations (B, T, ...), tasks (B,), actions (B, T, ...) -> (B, T)."""
+        hidden = self.network(self.observation(observation) + self.task(task)[:, None])
+        return -self.head.loss(self.head(hidden), action)
+
+    @torch.no_grad()
+    def complete(self, window: Window) -> Array:
+        """(B, T) float32 log-probabilities: those that the histories tell, and where they do not its own."""
+        own = self(*_inputs(window)).numpy()
+        known = window.behaviour_log_prob
+        return own if known is None else np.where(np.isnan(known), own, known)
+
+
+def _inputs(window: Window) -> tuple[Any, Tensor, Tensor]:
+    device = torch.device("cpu")
+    tasks = torch.as_tensor(window.task)
+    return to_tensors(window.observation, device), tasks, torch.as_tensor(np.ascontiguousarray(window.action))
+
+
+def estimate_behaviour(store: HistoryStore, seed: int, *, progress: bool = True) -> Behaviour:
+    """Fit one to a store's histories: a function of these and the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "behaviour"))
+        model = Behaviour(store.spec, len(store.split.train))
+    sampler = WindowSampler(store, LENGTH, start_fraction=0.0, seed=derive_seed(seed, "behaviour windows"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    bar = tqdm(range(STEPS), desc="behaviour", unit="step", disable=not progress)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / STEPS)
+        window = sampler.batch(step, WINDOWS)
+        likelihood = model(*_inputs(window))[torch.as_tensor(window.valid)].mean()
+        optimizer.zero_grad()
+        (-likelihood).backward()
+        optimizer.step()
+        bar.set_postfix_str(f"log-likelihood of an action {float(likelihood.detach()):.3f}", refresh=False)
+    return model.requires_grad_(False)

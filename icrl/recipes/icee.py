@@ -1,0 +1,128 @@
+"""ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from noisy episodes in no order, without any learner's histories.
+
+All variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), in ``biased`` ones with one direction twice as likely as
+each other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from icrl.config import (
+    CollectConfig,
+    EvaluateConfig,
+    FamilyConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Recipe,
+    SourceConfig,
+    TrainConfig,
+)
+from icrl.recipes.description import first_line
+
+_LEFT = 3
+_BIASED = SourceConfig("graded", {"twice": _LEFT})
+_EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre"})
+_ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
+_KEYDOOR = FamilyConfig(
+    "keydoor",
+    {"width": 9, "height": 9, "horizon": 50, "start": "random", "reward": "once", "task_split": 0, "num_tasks": 6561},
+)
+
+
+def icee_darkroom() -> Recipe:
+    """ICEE in the 9×9 Dark Room, 20 steps, a reward for each step on the goal."""
+    return _icee(icee_darkroom, _EASY)
+
+
+def icee_darkroom_once() -> Recipe:
+    """ICEE in the 9×9 Dark Room, 20 steps, the goal pays once."""
+    return _icee(icee_darkroom_once, _ONCE)
+
+
+def icee_darkroom_biased() -> Recipe:
+    """ICEE in the 9×9 Dark Room on episodes whose noise prefers one direction."""
+    return _icee(icee_darkroom_biased, _EASY, _BIASED)
+
+
+def icee_darkroom_uncorrected() -> Recipe:
+    """The same without the correction for what the source preferred."""
+    biased = _icee(icee_darkroom_uncorrected, _EASY, _BIASED)
+    return replace(biased, objective=replace(biased.objective, corrected=False))
+
+
+def icee_darkroom_sorted() -> Recipe:
+    """Algorithm Distillation of the same episodes, sorted by their noise so that they look like learning."""
+    biased = _icee(icee_darkroom_sorted, _EASY, SourceConfig("annealed", {"twice": _LEFT, "fall": 1.0}))
+    return replace(
+        biased,
+        model=replace(biased.model, return_to_go="off", cross_episode="off"),
+        objective=ObjectiveConfig("ad", start_fraction=0.5, intended_labels=False),
+    )
+
+
+def icee_darkroom_random() -> Recipe:
+    """ICEE in the 9×9 Dark Room on random behaviour alone."""
+    return _icee(icee_darkroom_random, _EASY, SourceConfig("uniform"))
+
+
+def icee_darkroom_no_bit() -> Recipe:
+    """ICEE in the 9×9 Dark Room without being told whether an episode beats those before it."""
+    return _without_bit(_icee(icee_darkroom_no_bit, _EASY))
+
+
+def icee_keydoor() -> Recipe:
+    """ICEE in the 9×9 Key-Door, 50 steps, random starts: 1 for the key, then 1 for the door."""
+    return _icee(icee_keydoor, _KEYDOOR)
+
+
+def icee_keydoor_random() -> Recipe:
+    """ICEE in the 9×9 Key-Door on random behaviour alone."""
+    return _icee(icee_keydoor_random, _KEYDOOR, SourceConfig("uniform"))
+
+
+def icee_keydoor_no_bit() -> Recipe:
+    """ICEE in the 9×9 Key-Door without being told whether an episode beats those before it."""
+    return _without_bit(_icee(icee_keydoor_no_bit, _KEYDOOR))
+
+
+def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceConfig | None = None) -> Recipe:
+    keydoor = family.name == "keydoor"
+    options: dict[str, Any] = family.options
+    most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
+    window = 10 * options["horizon"]
+    return Recipe(
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        family=family,
+        collect=CollectConfig(
+            (source or SourceConfig("graded"),), num_histories=16_000, steps_per_history=window, shard_histories=1000
+        ),
+        model=ModelConfig(
+            window=window,
+            width=64,
+            num_layers=4,
+            num_heads=4,
+            return_to_go="predicted",
+            return_bins=most + 1,
+            return_high=float(most),
+            cross_episode="equals",
+            episode_return=keydoor,
+        ),
+        objective=ObjectiveConfig("icee", start_fraction=1.0),
+        train=TrainConfig(
+            steps=1200 if keydoor else 1000,
+            batch_size=16 if keydoor else 32,
+            learning_rate=2e-3,
+            validate_every=250,
+            validation_episodes=10,
+            validation_lanes=60,
+        ),
+        evaluations=(EvaluateConfig(episodes=30, lanes=160, baselines=("random", "optimal", "source")),),
+    )
+
+
+def _without_bit(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, cross_episode="off"))
