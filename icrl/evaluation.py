@@ -150,7 +150,7 @@ def run_episodes(
         counts = episode < episodes
         returns[lanes[counts], episode[counts]] += turn.step.reward[counts]
         for tracker in trackers:
-            tracker.update(turn.step, episode)
+            tracker.update(turn, episode)
         episode = episode + turn.step.ended
         steps += env.num_envs
         if bar is not None:

@@ -68,6 +68,20 @@ _BANDIT = _object(
     regret_ratio_of_agent=_estimate("primary agent's final regret over this one's, paired"),
 )
 
+_CURVE_OF_NUMBERS = {"type": "array", "items": {"type": ["number", "null"]}}
+_EXPLORATION = _object(
+    "how it explored, at the first seed; null where nothing was watched",
+    True,
+    coverage_steps=_list(
+        {"type": "integer"},
+        "steps of a lane's life at which coverage is given; empty where observations cannot be listed",
+    ),
+    coverage=_CURVE_OF_NUMBERS | {"description": "different observations that a lane has seen by then, mean"},
+    surprise_by_episode=_CURVE_OF_NUMBERS
+    | {"description": "mean of -log p of its actions, nats: an estimate of their entropy; null where p is not known"},
+    plan_length_by_episode=_CURVE_OF_NUMBERS | {"description": "actions per plan; null for agents without plans"},
+)
+
 _AGENT = _object(
     "one row",
     role={
@@ -89,6 +103,7 @@ _AGENT = _object(
     agent_minus_this=_estimate("primary agent's mean return - this row's, paired by task, seed and lane"),
     late_agent_minus_this=_estimate("the same for the late episodes"),
     bandit=_BANDIT,
+    exploration=_EXPLORATION,
     steps_per_second=_value("number", "environment steps per second, all lanes together"),
     seconds=_value("number", "spent in the roll-outs"),
 )
@@ -266,6 +281,7 @@ def _agent_json(result: AgentResult, own: _Columns, agent: _Columns) -> dict[str
         "agent_minus_this": _scalar_json(difference.apply(_mean)),
         "late_agent_minus_this": _scalar_json(difference.apply(_late)),
         "bandit": _bandit_json(result, own, agent),
+        "exploration": _exploration_json(result),
         "steps_per_second": result.steps_per_second,
         "seconds": result.seconds,
     }
@@ -281,6 +297,18 @@ def _bandit_json(result: AgentResult, own: _Columns, agent: _Columns) -> dict[st
         "cumulative_regret": _curve_json(own.cumulative_regret),
         "final_regret": _scalar_json(final),
         "regret_ratio_of_agent": _scalar_json(agent_final.apply(metrics.ratio, final)),
+    }
+
+
+def _exploration_json(result: AgentResult) -> dict[str, Any] | None:
+    tracked = result.tracked
+    if "surprise" not in tracked:
+        return None
+    return {
+        "coverage_steps": tracked.get("coverage_steps", np.zeros(0, int)).tolist(),
+        "coverage": tracked.get("coverage", np.zeros(0)).tolist(),
+        "surprise_by_episode": _finite(tracked["surprise"].tolist()),
+        "plan_length_by_episode": _finite(tracked["plan_length"].tolist()),
     }
 
 
@@ -384,12 +412,22 @@ class ScalarWriter(Protocol):
 
 
 def log_evaluation(writer: ScalarWriter, record: Mapping[str, Any]) -> None:
-    """Write a record's curves: return by episode (step = episode), and for bandits cumulative regret (step = step)."""
+    """Write a record's curves: return by episode (step = episode), how it explored, and for bandits cumulative regret (step = step)."""
     kind = f"evaluation/{record['split']}_{record['mode']}"
     for name, row in record["agents"].items():
         for episode, value in enumerate(row["return_by_episode"]["mean"], start=1):
             writer.add_scalar(f"{kind}/return_by_episode/{name}", value, episode)
+        _log_exploration(writer, kind, name, row["exploration"] or {})
         if row["bandit"]:
             curve = zip(row["bandit"]["steps"], row["bandit"]["cumulative_regret"]["mean"], strict=True)
             for step, value in curve:
                 writer.add_scalar(f"{kind}/cumulative_regret/{name}", value, step)
+
+
+def _log_exploration(writer: ScalarWriter, kind: str, name: str, explored: Mapping[str, Any]) -> None:
+    for step, value in zip(explored.get("coverage_steps", ()), explored.get("coverage", ()), strict=True):
+        writer.add_scalar(f"{kind}/coverage/{name}", value, step)
+    for key in ("surprise_by_episode", "plan_length_by_episode"):
+        for episode, value in enumerate(explored.get(key, ()), start=1):
+            if value is not None:
+                writer.add_scalar(f"{kind}/{key}/{name}", value, episode)

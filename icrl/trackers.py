@@ -1,4 +1,4 @@
-"""What an evaluation watches beside returns: cumulative regret of bandits, visit maps and trajectories of grids.
+"""What an evaluation watches beside returns: how agents explore, cumulative regret of bandits, visit maps and trajectories of grids.
 
 A tracker is made for one roll-out by a factory that answers None where it does not apply, is shown every turn, and leaves
 named arrays. Ready-made ones are in ``TRACKERS``; pass your own the same way.
@@ -12,7 +12,8 @@ from typing import Protocol
 import gymnasium as gym
 import numpy as np
 
-from icrl.interfaces import Array, Step, TaskVectorEnv
+from icrl.interfaces import PLAN_BEGINS, Array, TaskVectorEnv
+from icrl.rollout import Turn
 
 VISIT_LANES = 6  # lanes whose visits and trajectories are kept, the first ones
 
@@ -23,7 +24,7 @@ class Tracker(Protocol):
     every_seed: bool
     """Whether the arrays of all evaluation seeds are stacked, (S, ...), or only the first seed's are kept."""
 
-    def update(self, step: Step, episode: Array) -> None:
+    def update(self, turn: Turn, episode: Array) -> None:
         """One step of every lane; ``episode`` (B,) is the number of the running episode in the lane, from 0."""
         ...
 
@@ -51,8 +52,9 @@ class RegretTracker:
             return None
         return cls(np.asarray(env.tasks["means"], np.float64), num_steps)
 
-    def update(self, step: Step, episode: Array) -> None:
-        self._regret[:, self._t] = np.take_along_axis(self._gaps, step.action[:, None].astype(np.int64), 1)[:, 0]
+    def update(self, turn: Turn, episode: Array) -> None:
+        pulled = turn.step.action[:, None].astype(np.int64)
+        self._regret[:, self._t] = np.take_along_axis(self._gaps, pulled, 1)[:, 0]
         self._t += 1
 
     def arrays(self) -> dict[str, Array]:
@@ -78,7 +80,8 @@ class VisitTracker:
             return None
         return cls((int(space.nvec[0]), int(space.nvec[1])), env.num_envs, episodes)
 
-    def update(self, step: Step, episode: Array) -> None:
+    def update(self, turn: Turn, episode: Array) -> None:
+        step = turn.step
         cells = np.asarray(step.observation)  # (B, 2)
         for k, chosen in enumerate(self._episodes):
             here = episode == chosen
@@ -99,4 +102,87 @@ class VisitTracker:
         return {"visit_episodes": self._episodes + 1, **visits, **life}
 
 
-TRACKERS: Mapping[str, TrackerFactory] = {"regret": RegretTracker.make, "visits": VisitTracker.make}
+class ExplorationTracker:
+    """How an agent explores: how much of the world it has seen, how surprising its own actions are, and for how long it keeps to a plan."""
+
+    every_seed = False
+
+    def __init__(self, num_lanes: int, episodes: int, num_steps: int, space: gym.Space):
+        self._steps = np.unique(np.geomspace(1, num_steps, min(num_steps, POINTS)).round().astype(int))  # (K,)
+        self._cells = _Cells.of(space)
+        self._seen = None if self._cells is None else np.zeros((num_lanes, self._cells.number), bool)
+        self._coverage: list[float] = []
+        self._sums = np.zeros(
+            (4, episodes)
+        )  # by episode: surprise, actions that have one, actions of plans, plans begun
+        self._t = 0
+
+    @classmethod
+    def make(cls, env: TaskVectorEnv, episodes: int, num_steps: int) -> ExplorationTracker:
+        return cls(env.num_envs, episodes, num_steps, env.single_observation_space)
+
+    def update(self, turn: Turn, episode: Array) -> None:
+        self._t += 1
+        if self._seen is not None and self._cells is not None:
+            self._seen[np.arange(len(self._seen)), self._cells.index(turn.step.observation)] = True
+            if self._t in self._steps:
+                self._coverage.append(float(self._seen.sum(1).mean()))
+        counted = np.flatnonzero(episode < self._sums.shape[1])
+        log_prob, plan = turn.decision.behaviour_log_prob, turn.decision.plan
+        nothing = np.full(len(episode), np.nan)
+        surprise = nothing if log_prob is None else -log_prob
+        known = counted[np.isfinite(surprise[counted])]
+        np.add.at(self._sums[0], episode[known], surprise[known])
+        np.add.at(self._sums[1], episode[known], 1)
+        if plan is not None:
+            np.add.at(self._sums[2], episode[counted], 1)
+            np.add.at(self._sums[3], episode[counted], (plan[counted] & PLAN_BEGINS) > 0)
+
+    def arrays(self) -> dict[str, Array]:
+        """``surprise`` (E,): mean of -log p of the actions, NaN where it is not known; ``plan_length`` (E,): actions per plan, NaN without plans.
+
+        Where observations can be listed also ``coverage`` (K,): how many different ones a lane has seen, mean, after ``coverage_steps`` (K,).
+        """
+        surprise, known, planned, begun = self._sums
+        arrays = {"surprise": _ratio(surprise, known), "plan_length": _ratio(planned, begun)}
+        if self._cells is None:
+            return arrays
+        coverage = np.array(self._coverage)
+        return {**arrays, "coverage": coverage, "coverage_steps": self._steps[: len(coverage)]}
+
+
+POINTS = 60
+"""Steps at which coverage is noted, at most."""
+
+
+class _Cells:
+    """Observations that can be listed, as numbers."""
+
+    def __init__(self, sizes: Array, start: Array):
+        self._sizes, self._start, self.number = sizes, start, int(np.prod(sizes))
+
+    @classmethod
+    def of(cls, space: gym.Space, most: int = 1 << 16) -> _Cells | None:
+        if isinstance(space, gym.spaces.Discrete):
+            sizes, start = np.array([space.n]), np.array([space.start])
+        elif isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+            sizes, start = space.nvec, space.start
+        else:
+            return None
+        return cls(sizes, start) if 1 < np.prod(sizes.astype(float)) <= most else None
+
+    def index(self, observation: Array) -> Array:
+        """Observations (B, ...) -> (B,)."""
+        parts = np.asarray(observation, np.int64).reshape(len(observation), -1) - self._start
+        return np.ravel_multi_index(tuple(parts.T), tuple(self._sizes))
+
+
+def _ratio(total: Array, number: Array) -> Array:
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+TRACKERS: Mapping[str, TrackerFactory] = {
+    "regret": RegretTracker.make,
+    "visits": VisitTracker.make,
+    "exploration": ExplorationTracker.make,
+}

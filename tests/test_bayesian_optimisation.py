@@ -403,6 +403,15 @@ def test_a_process_that_is_told_the_noise_has_it(noise):
     np.testing.assert_allclose(told, np.full(3, max(noise**2 / values.var(ddof=1), 1e-6)), rtol=1e-6)
 
 
+def test_a_reset_lane_begins_with_a_random_point():
+    pytest.importorskip("botorch")
+    agent = searcher("gp_ei", 3, [(3, 0.5), (700, -1.0)])
+    agent.reset([1])
+    decision = agent.act(np.zeros((3, 1)))
+    np.testing.assert_allclose(decision.behaviour_log_prob, [0, -np.log(1024), 0], rtol=1e-6)
+    assert decision.action[0] == decision.action[2] != decision.action[1]
+
+
 def test_a_failed_fit_leaves_the_priors_modes(monkeypatch):
     pytest.importorskip("botorch")
     agent = searcher("gp_ei", 1, [(3, 0.5), (700, -1.0)])
@@ -443,7 +452,9 @@ def test_exact_thompson_draws_from_the_exact_belief(noise):
     mean, covariance = gain @ values, prior - gain @ prior[actions]
     sd = np.sqrt(np.maximum(covariance.diagonal(), 1e-6))
     z = (drawn - mean) / sd
-    if noise == 0:
+    if noise:
+        assert z[:, actions].std() == pytest.approx(1, abs=0.2)
+    else:
         np.testing.assert_allclose(drawn[:, actions], np.tile(values, (lanes, 1)), atol=2e-3)
         z = np.delete(z, actions, axis=1)
     assert np.abs(z.mean(axis=0)).max() < 4.5 / np.sqrt(lanes) and np.abs(z.mean()) < 0.1

@@ -164,7 +164,7 @@ def test_page_needs_nothing_but_itself(page):
 def test_figures_lie_beside_the_page_and_have_words(page):
     pictures = sorted(path.name for path in page.parent.iterdir() if path.suffix in (".png", ".gif"))
     kinds = {re.split(r"[-.]", name)[0] for name in pictures}
-    assert kinds == {"return", "offline", "lane", "visits", "training"}
+    assert kinds == {"return", "coverage", "offline", "lane", "visits", "training"}
     reader = read(page)
     assert len(reader.alts) == len(pictures) and all(len(alt) > 20 for alt in reader.alts)
     for path in page.parent.glob("*.png"):

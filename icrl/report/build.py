@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from icrl.report.exploration import exploration_blocks
 from icrl.report.grid import grid_blocks
 from icrl.report.inputs import RunInput, read_runs
 from icrl.report.memory import memory_blocks
@@ -54,6 +55,7 @@ def _sections(runs: Sequence[RunInput], groups: Sequence[Group]) -> list[Section
         suffix = f", {group.short_title}" if len(online) > 1 else ""
         sections.append(Section(f"returns-{number}", f"Returns{suffix}", return_blocks(group, several)))
         sections.append(Section(f"regret-{number}", f"Regret{suffix}", regret_blocks(group)))
+        sections.append(Section(f"exploration-{number}", f"How it explored{suffix}", exploration_blocks(group)))
     if offline:
         sections.append(Section("offline", "Given contexts (offline)", offline_blocks(offline)))
     if online:
