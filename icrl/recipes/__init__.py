@@ -31,6 +31,7 @@ from icrl.recipes.memory import (
     radt_ad,
     radt_dpt,
     radt_dt,
+    radt_keydoor,
 )
 from icrl.recipes.mixture import (
     t2mir_ad,
@@ -63,6 +64,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "radt-ad": radt_ad,
     "radt-dpt": radt_dpt,
     "radt-dt": radt_dt,
+    "radt-keydoor": radt_keydoor,
     "large-darkroom-memory": large_darkroom_memory,
     "large-darkroom-window": large_darkroom_window,
     "large-keydoor-memory": large_keydoor_memory,

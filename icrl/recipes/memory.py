@@ -47,6 +47,22 @@ def radt_dpt() -> Recipe:
     return _in_dark_room(radt_dpt, _THREE_EPISODES, ObjectiveConfig("dpt", start_fraction=1.0))
 
 
+def radt_keydoor() -> Recipe:
+    """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
+    explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
+    radt_in_dark_room = radt()
+    memory = replace(radt_in_dark_room.model.memory, k=4)
+    return replace(
+        radt_in_dark_room,
+        name="radt-keydoor",
+        description=first_line(radt_keydoor),
+        family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
+        collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
+        model=replace(radt_in_dark_room.model, episode_return=True, memory=memory),
+        objective=replace(radt_in_dark_room.objective, symmetries=True, target_return=87.0, search_return=25.0),
+    )
+
+
 _HALF_AN_EPISODE = ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True, dropout=0.1)
 _THREE_EPISODES = ModelConfig(window=300, num_layers=3, dropout=0.1)
 _CONDITIONED = ObjectiveConfig("dt", target_return=90.0, search_return=60.0, start_fraction=0.6)

@@ -1,0 +1,113 @@
+"""Sources for explorers that are told nothing of a posterior: whole plans, and noise that is drawn anew for each episode."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from agents import make_source
+from envs import make_family
+from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, UserError
+from icrl.rollout import rollout
+from icrl.seeding import LaneStreams
+
+FAMILY = make_family("darkroom", width=6, height=6, horizon=20)
+STEPS = 80
+
+
+def lived(source, family=FAMILY, lanes=200, steps=STEPS, **options):
+    """Rewards, ends, actions, their log-probabilities, plans, optimal actions (T, B) and the tasks of lanes."""
+    tasks = np.resize(family.split().train, lanes)
+    env, streams = family.make_vec(tasks), LaneStreams(3, "source", lane_ids=lanes)
+    agent = make_source(source, **options).make(family, env, streams, steps)
+    turns = list(islice(rollout(agent, env, seed=0, record_optimal=True), steps))
+    columns = {
+        "reward": [t.step.reward for t in turns],
+        "ended": [t.step.ended for t in turns],
+        "action": [t.step.action for t in turns],
+        "observation": [t.step.observation for t in turns],
+        "log_prob": [t.decision.behaviour_log_prob for t in turns],
+        "plan": [t.decision.plan for t in turns],
+        "optimal": [t.optimal_action for t in turns],
+    }
+    return {name: np.array(column) for name, column in columns.items() if column[0] is not None}
+
+
+def test_the_own_plan_comes_last_is_marked_and_is_not_given_up_before_it_tells():
+    life = lived("plans", hazard=0.2)
+    begins, own = (life["plan"] & PLAN_BEGINS) > 0, (life["plan"] & PLAN_OF_TASK) > 0
+    told = np.cumsum(life["reward"], 0) - life["reward"] > 0  # before the step
+    assert begins[0].all() and (life["action"] == life["optimal"])[own].all()
+    first = np.where(own.any(0), own.argmax(0), STEPS)
+    for lane in range(200):
+        turn = first[lane]
+        untold = ~told[turn:, lane]
+        assert turn == STEPS or begins[turn, lane]
+        if turn < STEPS and untold[0]:
+            assert own[turn:, lane][untold].all() and not begins[turn + 1 :, lane][untold[1:]].any()
+    starts = np.concatenate([np.ones((1, 200), bool), life["ended"][:-1]])
+    searching = np.arange(STEPS)[:, None] < first
+    assert begins[starts & searching].all()
+    assert begins[~starts & searching & ~told].mean() == pytest.approx(0.2, abs=0.03)
+    turns = first[~told[np.minimum(first, STEPS - 1), np.arange(200)] & (first < STEPS)]
+    assert turns.min() < 10 and turns.max() > STEPS - 15  # anywhere
+
+
+def test_earlier_plans_know_nothing_of_the_own_task_unless_they_are_biased():
+    """The first action of a life is that of a drawn task: as often the own one's as another's."""
+    agrees = {}
+    for biased in (0.0, 1.0):
+        life = lived("plans", lanes=1500, steps=30, biased=biased)
+        drawn = (life["plan"][0] & PLAN_OF_TASK) == 0
+        agrees[biased] = (life["action"][0] == life["optimal"][0])[drawn].mean()
+        own_by_chance = np.bincount(life["optimal"][0], minlength=5) / 1500
+    assert agrees[1.0] == 1
+    assert agrees[0.0] == pytest.approx((own_by_chance**2).sum(), abs=0.1)
+
+
+def test_once_told_plans_of_the_own_task_and_of_others_alternate():
+    life = lived("plans", steps=200, hazard=0.1)
+    told = np.cumsum(life["reward"], 0) - life["reward"] > 0
+    follows = (life["action"] == life["optimal"])[told]
+    assert 0.5 < follows.mean() < 0.9 and told.any(0).mean() > 0.9
+
+
+@pytest.mark.parametrize("twice", [-1, 3])
+def test_graded_noise_is_drawn_for_each_episode_and_known_exactly(twice):
+    life = lived("graded", lanes=300, twice=twice)
+    episodes = np.exp(life["log_prob"]).reshape(4, 20, 300)
+    meant = (life["action"] == life["optimal"]).reshape(4, 20, 300)
+    favourite = (life["action"] == twice).reshape(4, 20, 300)
+    share = 1 / 6 if twice >= 0 else 1 / 5
+    noisy = ~meant & ~favourite
+    some = noisy.any(1)  # (episodes, lanes) with noise that tells how much there is
+    epsilon = np.where(noisy, episodes / share, 0).max(1)[some]
+    least = np.where(noisy, episodes / share, 2).min(1)[some]
+    np.testing.assert_allclose(least, epsilon, rtol=1e-4)  # one value within an episode
+    assert epsilon.min() < 0.2 and epsilon.max() > 0.95 and epsilon.std() > 0.2
+    if twice >= 0:
+        taken = [((life["action"] == action) & (life["optimal"] != action)).sum() for action in range(5)]
+        others = np.mean([taken[action] for action in range(5) if action != twice])
+        available = [(life["optimal"] != action).mean() for action in range(5)]
+        assert taken[twice] / available[twice] > 1.6 * others / np.mean(available)
+
+
+def test_annealed_noise_may_have_a_favourite_too():
+    plain, biased = (lived("annealed", twice=twice)["action"] for twice in (-1, 3))
+    assert (biased == 3).mean() > 1.3 * (plain == 3).mean()
+
+
+@pytest.mark.parametrize(
+    "source, options, message",
+    [
+        ("plans", {"hazard": 1.5}, "plans's hazard is 1.5|plans' hazard is 1.5"),
+        ("plans", {"told_by": 0.0}, "told_by is 0.0: expected a return above 0"),
+        ("graded", {"low": 0.9, "high": 0.1}, "low is 0.9 and its high 0.1"),
+        ("graded", {"twice": 7}, "action 7 twice as often, this family has Discrete"),
+    ],
+)
+def test_impossible_options_are_refused(source, options, message):
+    with pytest.raises(UserError, match=message):
+        lived(source, lanes=2, steps=2, **options)
