@@ -127,13 +127,19 @@ def _biased_noise(
     num_actions: int,
     twice: int,
 ) -> Decision:
-    weights = np.ones((len(intended), num_actions)) if action_mask is None else action_mask.astype(float)
-    weights[:, twice] *= 2
-    probs = weights / weights.sum(1, keepdims=True) * np.reshape(epsilon, (-1, 1))
+    probs = noise_probs(len(intended), num_actions, action_mask, twice) * np.reshape(epsilon, (-1, 1))
     rows = np.arange(len(intended))
     probs[rows, intended] += 1 - np.asarray(epsilon)
     action = streams.choice(probs)
     return Decision(action, intended, np.log(probs[rows, action]).astype(np.float32))
+
+
+def noise_probs(num_lanes: int, num_actions: int, action_mask: Array | None, twice: int) -> Array:
+    """(B, A) probabilities of the allowed actions under noise alone; ``twice``, if at least 0, is twice as likely as each other one."""
+    weights = np.ones((num_lanes, num_actions)) if action_mask is None else action_mask.astype(float)
+    if twice >= 0:
+        weights[:, twice] *= 2
+    return weights / weights.sum(1, keepdims=True)
 
 
 def epsilon_noise_in_box(

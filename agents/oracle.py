@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from agents.base import action_noise, check_probability, lanes_of_reset, noise_with_favourite
+from agents.base import action_noise, check_probability, lanes_of_reset, noise_probs, noise_with_favourite, num_actions
 from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams, generator
 
@@ -58,7 +58,10 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Graded:
-    """The optimal policy under noise that is drawn anew for each episode: good and bad episodes in no order (ICEE: Dai et al. 2024)."""
+    """The optimal policy under noise that is drawn anew for each episode: good and bad episodes in no order (ICEE: Dai et al. 2024).
+
+    The log-probability of an action is that over all levels of noise alike, since which one an episode has is not seen.
+    """
 
     low: float = 0.0
     """Least noise of an episode."""
@@ -90,7 +93,14 @@ class _Graded:
         self._epsilon[lanes] = low + (high - low) * self._streams.uniform(lanes=lanes)
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        return self._noise(self._env.optimal_action(), self._epsilon, self._streams, action_mask)
+        decision = self._noise(self._env.optimal_action(), self._epsilon, self._streams, action_mask)
+        if decision.behaviour_log_prob is None:
+            return decision
+        lanes, mean = np.arange(self._env.num_envs), (self._options.low + self._options.high) / 2
+        actions = num_actions(self._env, "noise on an optimal policy")
+        noise = noise_probs(len(lanes), actions, action_mask, self._options.twice)[lanes, decision.action]
+        meant = decision.action == decision.target_action
+        return decision._replace(behaviour_log_prob=np.log(mean * noise + (1 - mean) * meant).astype(np.float32))
 
     def observe(self, step: Step) -> None:
         ended = np.flatnonzero(step.ended)

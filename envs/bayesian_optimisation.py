@@ -84,7 +84,7 @@ class BayesianOptimisation:
     @property
     def spec(self) -> FamilySpec:
         """One state, always observed as [0]; an action is the number of a candidate."""
-        return FamilySpec(self.name, MultiDiscrete([1], dtype=np.int16), Discrete(NUM_CANDIDATES), 1)
+        return FamilySpec(self.name, MultiDiscrete([1], dtype=np.int16), Discrete(NUM_CANDIDATES), 1, self.points)
 
     @cached_property
     def points(self) -> Array:

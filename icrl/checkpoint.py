@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,12 +134,14 @@ def load_policy(
             f"{run}: no {which} checkpoint there: train it first (icrl train RECIPE --data DATA --out {run})"
         )
     state = load_state(folder)
+    spec = state.spec
     if family_spec is not None:
-        check_spec(state.spec, family_spec, f"the checkpoint in {run}")
+        check_spec(spec, family_spec, f"the checkpoint in {run}")
+        spec = replace(spec, action_points=family_spec.action_points)  # weights know points by where they are
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: their draws must not leak out
-        policy = Policy(state.spec, state.recipe.model)
+        policy = Policy(spec, state.recipe.model)
     load_weights(policy, folder)
-    return policy.to(find_device(device)).eval(), state.recipe, state.spec
+    return policy.to(find_device(device)).eval(), state.recipe, spec
 
 
 def load_weights(policy: nn.Module, folder: Path) -> None:

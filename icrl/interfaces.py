@@ -15,7 +15,7 @@ a leading lane axis, or a dictionary of such arrays where the space is a ``gymna
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import gymnasium as gym
@@ -175,6 +175,8 @@ class FamilySpec:
     action_space: gym.Space  # of one lane: Discrete or Box
     horizon: int
     """Longest possible episode, in steps."""
+    action_points: Array | None = field(default=None, compare=False)
+    """(A, F) where each of A discrete actions lies in the unit cube, if they are points: policies then know near ones from far ones."""
 
 
 class Symmetry(NamedTuple):

@@ -286,9 +286,11 @@ def spec_to_json(spec: FamilySpec) -> dict[str, Any]:
         "observation_space": space_to_json(spec.observation_space),
         "action_space": space_to_json(spec.action_space),
         "horizon": int(spec.horizon),
+        **({} if spec.action_points is None else {"action_points": spec.action_points.tolist()}),
     }
 
 
 def spec_from_json(data: Mapping[str, Any]) -> FamilySpec:
     spaces = [space_from_json(data[key]) for key in ("observation_space", "action_space")]
-    return FamilySpec(data["name"], spaces[0], spaces[1], data["horizon"])
+    points = np.array(data["action_points"]) if "action_points" in data else None
+    return FamilySpec(data["name"], spaces[0], spaces[1], data["horizon"], points)

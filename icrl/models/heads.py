@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icrl.interfaces import ActionRule, UserError
+from icrl.models.points import PointScores
 from icrl.seeding import LaneStreams
 
 
 class CategoricalHead(nn.Module):
     """Logits over A actions."""
 
-    def __init__(self, width: int, space: gym.spaces.Discrete):
+    def __init__(self, width: int, space: gym.spaces.Discrete, points: np.ndarray | None = None):
         super().__init__()
         self.start, self.num_actions = int(space.start), int(space.n)
-        self.linear = nn.Linear(width, self.num_actions)
+        self.linear = nn.Linear(width, self.num_actions) if points is None else PointScores(points, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> logits (..., A)."""
@@ -99,10 +100,10 @@ class GaussianHead(nn.Module):
         return np.clip(sample, self.low, self.high).astype(self.low.dtype), log_prob
 
 
-def make_head(width: int, space: gym.Space) -> CategoricalHead | GaussianHead:
-    """The head for an action space. Raises UserError where none can represent it."""
+def make_head(width: int, space: gym.Space, points: np.ndarray | None = None) -> CategoricalHead | GaussianHead:
+    """The head for an action space, whose actions may be ``points`` (A, F). Raises UserError where none can represent it."""
     if isinstance(space, gym.spaces.Discrete):
-        return CategoricalHead(width, space)
+        return CategoricalHead(width, space, points)
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f":
         return GaussianHead(width, space)
     raise UserError(f"no head can represent the action space {space}: use Discrete, or a real Box with one axis")

@@ -57,7 +57,7 @@ class Policy(nn.Module):
         self.tokens = (StepTokens if config.layout == "step" else TransitionTokens)(spec, config)
         self.retrieved_tokens = RetrievedTokens(spec, config) if config.memory.k else None
         self.transformer = Transformer(config, self.num_slots)
-        self.head = make_head(config.width, spec.action_space)
+        self.head = make_head(config.width, spec.action_space, spec.action_points)
         self.return_head = nn.Linear(config.width, config.return_bins) if config.predicts_returns else None
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream

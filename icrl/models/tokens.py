@@ -24,6 +24,7 @@ from icrl.config import ModelConfig
 from icrl.data.chunks import Retrieved
 from icrl.interfaces import FamilySpec, Observation
 from icrl.models.observations import RealEncoder, make_encoder
+from icrl.models.points import PointTable
 
 
 class Previous(NamedTuple):
@@ -46,12 +47,14 @@ class Previous(NamedTuple):
 class ActionRewardEmbedding(nn.Module):
     """a and r together: E[a] + r·R[a] for discrete actions, so that what an action earned is one look-up away; else a network on (a, r)."""
 
-    def __init__(self, space: gym.Space, config: ModelConfig):
+    def __init__(self, spec: FamilySpec, config: ModelConfig):
         super().__init__()
-        width = config.width
+        width, space = config.width, spec.action_space
         self.reward_mean, self.reward_scale = config.reward_mean, config.reward_scale
         self.start = int(space.start) if isinstance(space, gym.spaces.Discrete) else None
-        if isinstance(space, gym.spaces.Discrete):
+        if spec.action_points is not None:
+            self.action, self.reward = PointTable(spec.action_points, width), PointTable(spec.action_points, width)
+        elif isinstance(space, gym.spaces.Discrete):
             self.action, self.reward = nn.Embedding(int(space.n), width), nn.Embedding(int(space.n), width)
         else:
             size = int(np.prod(space.shape or (1,))) + 1
@@ -91,7 +94,7 @@ class StepTokens(nn.Module):
         super().__init__()
         self.observation = make_encoder(config.width, spec.observation_space)
         self.final_observation = make_encoder(config.width, spec.observation_space)
-        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
+        self.action_reward = ActionRewardEmbedding(spec, config)
         self.kind = nn.Embedding(3, config.width)  # first of the window, within an episode, first of a later episode
         self.hidden = nn.Parameter(torch.zeros(config.width))
         self.previous_observation = None
@@ -176,7 +179,7 @@ class TransitionTokens(nn.Module):
         self.observation = make_encoder(config.width, spec.observation_space)
         self.next_observation = make_encoder(config.width, spec.observation_space)
         self.query_observation = make_encoder(config.width, spec.observation_space)
-        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
+        self.action_reward = ActionRewardEmbedding(spec, config)
 
     def beginning(self, batch: int) -> Tensor:
         """(B, 1, D): the token that every context starts with."""
@@ -200,7 +203,7 @@ class RetrievedTokens(nn.Module):
     def __init__(self, spec: FamilySpec, config: ModelConfig):
         super().__init__()
         self.observation = make_encoder(config.width, spec.observation_space)
-        self.action_reward = ActionRewardEmbedding(spec.action_space, config)
+        self.action_reward = ActionRewardEmbedding(spec, config)
         self.ended = nn.Embedding(2, config.width)
         self.position = nn.Embedding(2 * config.memory.chunk, config.width)
         self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None

@@ -42,7 +42,7 @@ from icrl.recipes.mixture import (
     t2mir_ad_token,
     t2mir_dpt,
 )
-from icrl.recipes.plans import darkroom_plans
+from icrl.recipes.plans import darkroom_plans, keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
 from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
 from icrl.registry import import_named, nearest
@@ -52,6 +52,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "darkroom-dpt": darkroom_dpt,
     "darkroom-ad": darkroom_ad,
     "darkroom-plans": darkroom_plans,
+    "keydoor-plans": keydoor_plans,
+    "minigrid-doors-plans": minigrid_doors_plans,
     "bandit-dpt": bandit_dpt,
     "bernoulli-dpt": bernoulli_dpt,
     "keydoor": keydoor,

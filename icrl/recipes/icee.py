@@ -103,7 +103,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         model=ModelConfig(
             window=window,
             width=64,
-            num_layers=4,
+            num_layers=3,
             num_heads=4,
             return_to_go="predicted",
             return_bins=most + 1,
