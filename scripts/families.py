@@ -30,6 +30,7 @@ SHOWN = {
     "odd_even_bandit": (SourceConfig("thompson"), 1),
     "tabular": (SourceConfig("sample_and_hold", {"hold": 20}), 40),
     "mixed": (SourceConfig("by_member"), 20),
+    "bayesian_optimisation": (SourceConfig("gp_ei"), 20),
     **dict.fromkeys(("augmented", "maze_runner", "point_robot", *_ROBOTS), (SourceConfig("annealed"), 20)),
 }
 """A source, and how many episodes it is given, by family; for those that are not named ``nearest_plausible`` and 20."""
