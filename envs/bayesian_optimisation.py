@@ -196,6 +196,10 @@ class BayesianOptimisationVectorEnv(NativeVectorEnv):
         noise = self._family.noise * self.streams.normal()
         return (self._values[self._lanes, actions] + noise).astype(np.float32)
 
+    def simple_regret(self, actions: Array) -> Array:
+        """(B, T) as the family has it, of the candidates ``actions`` (B, T) evaluated in the lanes."""
+        return self._family.simple_regret(self.tasks, actions)
+
     def optimal_action(self, tasks: Tasks | None = None) -> Array:
         """(B,) the best candidate."""
         return (self._values if tasks is None else self._family.values(tasks)).argmax(axis=1)

@@ -68,6 +68,14 @@ _BANDIT = _object(
     regret_ratio_of_agent=_estimate("primary agent's final regret over this one's, paired"),
 )
 
+_SEARCH = _object(
+    "Bayesian optimisation only: simple regret, what the best evaluation so far lacks to the optimum, in units of the function's range",
+    True,
+    steps=_list({"type": "integer"}, "evaluations from 1 at which the curve is given"),
+    simple_regret=_curve("simple regret after each of these evaluations"),
+    final_regret=_estimate("simple regret after the last evaluation"),
+    agent_minus_this=_estimate("primary agent's final regret - this one's, paired"),
+)
 _CURVE_OF_NUMBERS = {"type": "array", "items": {"type": ["number", "null"]}}
 _EXPLORATION = _object(
     "how it explored, at the first seed; null where nothing was watched",
@@ -103,6 +111,7 @@ _AGENT = _object(
     agent_minus_this=_estimate("primary agent's mean return - this row's, paired by task, seed and lane"),
     late_agent_minus_this=_estimate("the same for the late episodes"),
     bandit=_BANDIT,
+    search=_SEARCH,
     exploration=_EXPLORATION,
     steps_per_second=_value("number", "environment steps per second, all lanes together"),
     seconds=_value("number", "spent in the roll-outs"),
@@ -171,6 +180,7 @@ class _Columns(NamedTuple):
     returns: Resampled  # (E,)
     references: Resampled  # (2,) random and optimal return of an episode
     cumulative_regret: Resampled | None  # (K,) at _regret_steps
+    simple_regret: Resampled | None  # (K,) at _regret_steps
 
 
 def evaluation_to_json(
@@ -221,15 +231,20 @@ def evaluation_to_json(
 
 def _columns(evaluation: Evaluation, result: AgentResult, bootstrap: Bootstrap) -> _Columns:
     references = np.stack([evaluation.random_return, evaluation.optimal_return], 1)[evaluation.lane_task]  # (L, 2)
-    columns = [result.returns, np.broadcast_to(references, (*result.returns.shape[:2], 2))]
+    columns = {"returns": result.returns, "references": np.broadcast_to(references, (*result.returns.shape[:2], 2))}
     if "regret" in result.tracked:
-        columns.append(_cumulative_regret(result.tracked["regret"]))
-    all_columns, episodes = bootstrap(np.concatenate(columns, 2)), result.returns.shape[2]
-    return _Columns(
-        returns=all_columns.apply(lambda x: x[..., :episodes]),
-        references=all_columns.apply(lambda x: x[..., episodes : episodes + 2]),
-        cumulative_regret=all_columns.apply(lambda x: x[..., episodes + 2 :]) if len(columns) > 2 else None,
+        columns["cumulative_regret"] = _cumulative_regret(result.tracked["regret"])
+    if "simple_regret" in result.tracked:
+        regret = result.tracked["simple_regret"]
+        columns["simple_regret"] = regret[..., _regret_steps(regret.shape[2]) - 1]
+    together, ends = (
+        bootstrap(np.concatenate(list(columns.values()), 2)),
+        np.cumsum([c.shape[2] for c in columns.values()]),
     )
+    found: dict[str, Resampled | None] = dict.fromkeys(_Columns._fields)
+    for name, end, values in zip(columns, ends.tolist(), columns.values(), strict=True):
+        found[name] = together.apply(lambda x, part=slice(end - values.shape[2], end): x[..., part])
+    return _Columns(**found)  # type: ignore[arg-type]
 
 
 def _regret_steps(num_steps: int) -> Array:
@@ -281,6 +296,7 @@ def _agent_json(result: AgentResult, own: _Columns, agent: _Columns) -> dict[str
         "agent_minus_this": _scalar_json(difference.apply(_mean)),
         "late_agent_minus_this": _scalar_json(difference.apply(_late)),
         "bandit": _bandit_json(result, own, agent),
+        "search": _search_json(result, own, agent),
         "exploration": _exploration_json(result),
         "steps_per_second": result.steps_per_second,
         "seconds": result.seconds,
@@ -297,6 +313,18 @@ def _bandit_json(result: AgentResult, own: _Columns, agent: _Columns) -> dict[st
         "cumulative_regret": _curve_json(own.cumulative_regret),
         "final_regret": _scalar_json(final),
         "regret_ratio_of_agent": _scalar_json(agent_final.apply(metrics.ratio, final)),
+    }
+
+
+def _search_json(result: AgentResult, own: _Columns, agent: _Columns) -> dict[str, Any] | None:
+    if own.simple_regret is None or agent.simple_regret is None:
+        return None
+    final, agent_final = (columns.apply(lambda x: x[..., -1:]) for columns in (own.simple_regret, agent.simple_regret))
+    return {
+        "steps": _regret_steps(result.tracked["simple_regret"].shape[2]).tolist(),
+        "simple_regret": _curve_json(own.simple_regret),
+        "final_regret": _scalar_json(final),
+        "agent_minus_this": _scalar_json(agent_final - final),
     }
 
 
@@ -412,12 +440,15 @@ class ScalarWriter(Protocol):
 
 
 def log_evaluation(writer: ScalarWriter, record: Mapping[str, Any]) -> None:
-    """Write a record's curves: return by episode (step = episode), how it explored, and for bandits cumulative regret (step = step)."""
+    """Write a record's curves: return by episode (step = episode), how it explored, and cumulative or simple regret (step = step)."""
     kind = f"evaluation/{record['split']}_{record['mode']}"
     for name, row in record["agents"].items():
         for episode, value in enumerate(row["return_by_episode"]["mean"], start=1):
             writer.add_scalar(f"{kind}/return_by_episode/{name}", value, episode)
         _log_exploration(writer, kind, name, row["exploration"] or {})
+        if row["search"]:
+            for step, value in zip(row["search"]["steps"], row["search"]["simple_regret"]["mean"], strict=True):
+                writer.add_scalar(f"{kind}/simple_regret/{name}", value, step)
         if row["bandit"]:
             curve = zip(row["bandit"]["steps"], row["bandit"]["cumulative_regret"]["mean"], strict=True)
             for step, value in curve:

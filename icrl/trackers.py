@@ -62,6 +62,27 @@ class RegretTracker:
         return {"regret": self._regret[:, : self._t]}
 
 
+class SimpleRegretTracker:
+    """What the best evaluation so far lacks to the optimum, where an environment can tell (``simple_regret(actions)``, (B, T) -> (B, T))."""
+
+    every_seed = True
+
+    def __init__(self, env: TaskVectorEnv):
+        self._env, self._actions = env, list[Array]()
+
+    @classmethod
+    def make(cls, env: TaskVectorEnv, episodes: int, num_steps: int) -> SimpleRegretTracker | None:
+        return cls(env) if hasattr(env, "simple_regret") else None
+
+    def update(self, turn: Turn, episode: Array) -> None:
+        self._actions.append(turn.step.action)
+
+    def arrays(self) -> dict[str, Array]:
+        """``simple_regret`` (B, T) after each evaluation, in units of the function's range."""
+        regret = self._env.simple_regret(np.stack(self._actions, 1))  # type: ignore[attr-defined]
+        return {"simple_regret": regret.astype(np.float32)}
+
+
 class VisitTracker:
     """Visit counts by cell in a few episodes, and the whole life of the first lanes, on grids (two index coordinates)."""
 
@@ -183,6 +204,7 @@ def _ratio(total: Array, number: Array) -> Array:
 
 TRACKERS: Mapping[str, TrackerFactory] = {
     "regret": RegretTracker.make,
+    "simple_regret": SimpleRegretTracker.make,
     "visits": VisitTracker.make,
     "exploration": ExplorationTracker.make,
 }

@@ -120,6 +120,11 @@ def table(record: dict[str, Any]) -> str:
     for name, row in record["agents"].items():
         if row["role"] == "baseline" and row["note"]:
             text.append(f"{name:<{width}} {row['note']}")
+        if row.get("search"):
+            final, less, last = (row["search"][key] for key in ("final_regret", "agent_minus_this", "steps"))
+            text.append(
+                f"{name:<{width}} simple regret after {last[-1]} evaluations {final['mean']:.3f} {_ends(final)}, the agent's less this one {less['mean']:+.3f} {_ends(less)}"
+            )
         if row["bandit"]:
             regret = row["bandit"]["final_regret"]
             ratio = row["bandit"]["regret_ratio_of_agent"]

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from envs import make_family
 from icrl.interfaces import PLAN_BEGINS, Decision, Step
 from icrl.rollout import Turn
-from icrl.trackers import ExplorationTracker
+from icrl.trackers import ExplorationTracker, SimpleRegretTracker
+
+DARK = make_family("darkroom").split().test[:1]
 
 
 def turn(observation, log_prob=None, plan=None):
@@ -45,3 +48,18 @@ def test_what_cannot_be_listed_has_no_coverage(space):
     tracker = ExplorationTracker(1, 1, 2, space)
     tracker.update(turn(np.zeros((1, *space.shape))), np.zeros(1, int))
     assert "coverage" not in tracker.arrays()
+
+
+def test_simple_regret_is_what_the_environment_says():
+    family = make_family("bayesian_optimisation", num_train_tasks=4, num_validation_tasks=0)
+    env = family.make_vec(family.split().train[:2])
+    tracker = SimpleRegretTracker.make(env, 3, 3)
+    assert tracker is not None and SimpleRegretTracker.make(make_family("darkroom").make_vec(DARK), 1, 1) is None
+    best, taken = env.optimal_action(), np.zeros((2, 3), int)
+    taken[0, 2] = best[0]
+    for t in range(3):
+        one = turn([[0], [0]])
+        tracker.update(one._replace(step=one.step._replace(action=taken[:, t])), np.full(2, t))
+    regret = tracker.arrays()["simple_regret"]
+    np.testing.assert_allclose(regret, family.simple_regret(env.tasks, taken), rtol=1e-6)
+    assert regret[0, 2] == 0 and (regret[:, 0] > 0).all()

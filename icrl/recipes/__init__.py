@@ -11,6 +11,7 @@ from icrl.interfaces import UserError
 from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
 from icrl.recipes.control import cheetah_vel, point_robot
 from icrl.recipes.icee import (
+    icee_bo,
     icee_darkroom,
     icee_darkroom_biased,
     icee_darkroom_no_bit,
@@ -78,6 +79,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "t2mir-ad-no-contrast": t2mir_ad_no_contrast,
     "t2mir-ad-no-balance": t2mir_ad_no_balance,
     "t2mir-dpt": t2mir_dpt,
+    "icee-bo": icee_bo,
     "icee-darkroom": icee_darkroom,
     "icee-darkroom-once": icee_darkroom_once,
     "icee-darkroom-biased": icee_darkroom_biased,

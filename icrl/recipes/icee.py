@@ -126,3 +126,41 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
 
 def _without_bit(recipe: Recipe) -> Recipe:
     return replace(recipe, model=replace(recipe.model, cross_episode="off"))
+
+
+def icee_bo() -> Recipe:
+    """ICEE as Bayesian optimisation: learn from random evaluations of Gaussian-process draws to improve on what was found, on functions never seen."""
+    evaluation = EvaluateConfig(episodes=30, lanes=500, tilt=8.0, baselines=("random", "gp_ei"), hide_rewards=False)
+    return Recipe(
+        name="icee-bo",
+        description=first_line(icee_bo),
+        family=FamilyConfig("bayesian_optimisation"),
+        collect=CollectConfig(
+            (SourceConfig("uniform"), SourceConfig("graded", {"low": 0.8})),
+            num_histories=32_768,
+            steps_per_history=40,
+            shard_histories=4096,
+        ),
+        model=ModelConfig(
+            window=40,
+            width=96,
+            num_layers=4,
+            num_heads=4,
+            episode_embedding=False,
+            return_to_go="predicted",
+            return_bins=49,
+            return_low=-6.0,
+            return_high=6.0,
+            cross_episode="beats",
+        ),
+        objective=ObjectiveConfig("icee", start_fraction=1.0),
+        train=TrainConfig(
+            steps=2000,
+            batch_size=64,
+            learning_rate=2e-3,
+            validate_every=500,
+            validation_episodes=30,
+            validation_lanes=100,
+        ),
+        evaluations=(evaluation,),
+    )

@@ -11,7 +11,15 @@ from icrl.report.grid import grid_blocks
 from icrl.report.inputs import RunInput, read_runs
 from icrl.report.memory import memory_blocks
 from icrl.report.page import Block, Section, Text, check_output, render, write
-from icrl.report.results import headline, knowledge_table, offline_blocks, regret_blocks, return_blocks, verdict_blocks
+from icrl.report.results import (
+    headline,
+    knowledge_table,
+    offline_blocks,
+    regret_blocks,
+    return_blocks,
+    search_blocks,
+    verdict_blocks,
+)
 from icrl.report.routing import routing_blocks
 from icrl.report.rows import Group, group_evaluations
 from icrl.report.run_sections import cost_blocks, run_blocks, training_blocks
@@ -55,6 +63,7 @@ def _sections(runs: Sequence[RunInput], groups: Sequence[Group]) -> list[Section
         suffix = f", {group.short_title}" if len(online) > 1 else ""
         sections.append(Section(f"returns-{number}", f"Returns{suffix}", return_blocks(group, several)))
         sections.append(Section(f"regret-{number}", f"Regret{suffix}", regret_blocks(group)))
+        sections.append(Section(f"search-{number}", f"Search{suffix}", search_blocks(group)))
         sections.append(Section(f"exploration-{number}", f"How it explored{suffix}", exploration_blocks(group)))
     if offline:
         sections.append(Section("offline", "Given contexts (offline)", offline_blocks(offline)))

@@ -115,6 +115,43 @@ def regret_blocks(group: Group) -> list[Block]:
     ]
 
 
+def search_blocks(group: Group) -> list[Block]:
+    """Bayesian optimisation: simple regret by evaluation and the table of what is left after the last."""
+    rows = [row for row in group.rows if row.record.get("search")]
+    if not rows:
+        return []
+    curves = [
+        Curve(r.label, np.array(r.record["search"]["steps"]), *curve_ends(r.record["search"]["simple_regret"]), r.style)
+        for r in rows
+        if not r.repeated
+    ]
+    last = rows[0].record["search"]["steps"][-1]
+    figure = curves_figure(curves, [], "Simple regret", "evaluation", "share of the function's range")
+    caption = "What the best evaluation so far lacks to the best candidate, over the function's range; lower is better. Bands are 95 % intervals over functions."
+    header = (
+        "row",
+        "knows",
+        f"simple regret after {last} evaluations",
+        "agent − this (paired)",
+        "decisions/s, all lanes",
+    )
+    body = [
+        (
+            r.label,
+            _knows(r),
+            *(estimate_text(r.record["search"][key]) for key in ("final_regret", "agent_minus_this")),
+            f"{r.record['steps_per_second']:,.0f}",
+        )
+        for r in rows
+    ]
+    return [
+        Picture(
+            f"search-{group.name}.png", to_png(figure), f"Simple regret by evaluation: {_ends_words(curves)}", caption
+        ),
+        Table(header, tuple(body), "Simple regret, with 95 % intervals over functions", _strong(rows)),
+    ]
+
+
 def _exactness_table(group: Group) -> list[Block]:
     """Distance of the agents' probabilities to the exact posterior, where it was measured."""
     body = []
