@@ -36,12 +36,18 @@ from icrl.recipes.memory import (
 )
 from icrl.recipes.mixture import (
     t2mir_ad,
+    t2mir_ad_cheetah_vel,
+    t2mir_ad_cheetah_vel_dense,
     t2mir_ad_dense,
     t2mir_ad_no_balance,
     t2mir_ad_no_contrast,
+    t2mir_ad_point_robot,
+    t2mir_ad_point_robot_dense,
     t2mir_ad_task,
     t2mir_ad_token,
     t2mir_dpt,
+    t2mir_dpt_cheetah_vel,
+    t2mir_dpt_point_robot,
 )
 from icrl.recipes.plans import darkroom_plans, keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
@@ -79,6 +85,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "t2mir-ad-no-contrast": t2mir_ad_no_contrast,
     "t2mir-ad-no-balance": t2mir_ad_no_balance,
     "t2mir-dpt": t2mir_dpt,
+    "t2mir-ad-point-robot": t2mir_ad_point_robot,
+    "t2mir-ad-point-robot-dense": t2mir_ad_point_robot_dense,
+    "t2mir-ad-cheetah-vel": t2mir_ad_cheetah_vel,
+    "t2mir-ad-cheetah-vel-dense": t2mir_ad_cheetah_vel_dense,
+    "t2mir-dpt-point-robot": t2mir_dpt_point_robot,
+    "t2mir-dpt-cheetah-vel": t2mir_dpt_cheetah_vel,
     "icee-bo": icee_bo,
     "icee-darkroom": icee_darkroom,
     "icee-darkroom-once": icee_darkroom_once,

@@ -1,6 +1,7 @@
-"""T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without.
+"""T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without; and its robots.
 
-All variants have as many active weights and read the same windows; ``t2mir_ad_dense`` has no mixture.
+All variants have as many active weights and read the same windows; ``t2mir_ad_dense`` has no mixture. On robots the dense models are the recipes ``point_robot``
+and ``cheetah_vel`` for DPT, and ``..._dense`` for AD, whose histories are those of an optimal policy under falling noise (AD^eps).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from icrl.config import (
     SourceConfig,
     TrainConfig,
 )
+from icrl.recipes.control import cheetah_vel, point_robot
 from icrl.recipes.description import first_line
 
 _MIXTURE = MixtureConfig(blocks=(1, 2))
@@ -98,4 +100,59 @@ def _explorers(function: Callable[[], Recipe], **mixture: Any) -> Recipe:
             validation_lanes=66,
         ),
         evaluations=(EvaluateConfig(episodes=10, lanes=210),),
+    )
+
+
+def t2mir_dpt_point_robot() -> Recipe:
+    """T2MIR-DPT on a plane with an unseen goal: the recipe point-robot with mixtures of experts."""
+    return _with_experts(t2mir_dpt_point_robot, point_robot())
+
+
+def t2mir_dpt_cheetah_vel() -> Recipe:
+    """T2MIR-DPT on HalfCheetah-Vel: the recipe cheetah-vel with mixtures of experts."""
+    return _with_experts(t2mir_dpt_cheetah_vel, cheetah_vel())
+
+
+def t2mir_ad_point_robot() -> Recipe:
+    """T2MIR-AD on a plane with an unseen goal, from the histories of an optimal policy under falling noise (privileged data)."""
+    return _with_experts(t2mir_ad_point_robot, t2mir_ad_point_robot_dense())
+
+
+def t2mir_ad_point_robot_dense() -> Recipe:
+    """Algorithm Distillation on a plane with an unseen goal, from the histories of an optimal policy under falling noise (privileged data)."""
+    return _falling_noise(t2mir_ad_point_robot_dense, point_robot(), episodes=20, histories=8000)
+
+
+def t2mir_ad_cheetah_vel() -> Recipe:
+    """T2MIR-AD on HalfCheetah-Vel, from the histories of an oracle under falling noise (privileged data)."""
+    return _with_experts(t2mir_ad_cheetah_vel, t2mir_ad_cheetah_vel_dense())
+
+
+def t2mir_ad_cheetah_vel_dense() -> Recipe:
+    """Algorithm Distillation on HalfCheetah-Vel, from the histories of an oracle under falling noise (privileged data)."""
+    return _falling_noise(t2mir_ad_cheetah_vel_dense, cheetah_vel(), episodes=5, histories=900)
+
+
+def _with_experts(function: Callable[[], Recipe], dense: Recipe) -> Recipe:
+    model = replace(dense.model, mixture=_MIXTURE)
+    return replace(dense, name=function.__name__.replace("_", "-"), description=first_line(function), model=model)
+
+
+def _falling_noise(function: Callable[[], Recipe], robot: Recipe, *, episodes: int, histories: int) -> Recipe:
+    """AD^eps on a robot's tasks: windows of half a history of that many episodes."""
+    horizon = robot.collect.steps_per_history if robot.name == "cheetah-vel" else 20
+    window = max(2, episodes // 2) * horizon
+    return replace(
+        robot,
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        collect=CollectConfig(
+            (SourceConfig("annealed"),),
+            num_histories=histories,
+            steps_per_history=episodes * horizon,
+            shard_histories=100,
+        ),
+        model=ModelConfig(window=window, width=64, num_layers=3, num_heads=4),
+        objective=ObjectiveConfig("ad", intended_labels=False),
+        train=replace(robot.train, steps=1500, batch_size=32, validate_every=500),
     )
