@@ -259,7 +259,7 @@ class ObjectiveConfig:
     """Share of training windows that start at the beginning of a history; the rest start at any episode of it."""
     corrected: bool = True
     """ICEE: weight each action's loss by how improbable the source made it, so that the policy learns of the actions themselves and not of the source's habits."""
-    most_weight: float = 10.0
+    most_weight: float = 20.0
     """ICEE: greatest of these weights, which reach 1 / (probability x actions)."""
     estimate_behaviour: bool = False
     """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""

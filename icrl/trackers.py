@@ -195,7 +195,7 @@ class _Cells:
     def index(self, observation: Array) -> Array:
         """Observations (B, ...) -> (B,)."""
         parts = np.asarray(observation, np.int64).reshape(len(observation), -1) - self._start
-        return np.ravel_multi_index(tuple(parts.T), tuple(self._sizes))
+        return np.asarray(np.ravel_multi_index(tuple(parts.T), tuple(self._sizes)))
 
 
 def _ratio(total: Array, number: Array) -> Array:

@@ -116,7 +116,7 @@ def as_window(agent, lane, observation):
 @pytest.mark.parametrize("also", [(), ("episode_return", "previous_observation"), ("plans",)])
 @torch.no_grad()
 def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
-    agent, script = make_agent(**dict.fromkeys(also, True)), Script(3, 40)
+    agent, script = make_agent(**dict.fromkeys(also, True))  # type: ignore[arg-type], Script(3, 40)
     agent.reset(3)
     fullest = 0
     for t, output in live(agent, script, 40):

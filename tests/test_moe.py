@@ -156,8 +156,11 @@ def make_window(policy, length, seed, change_from):
     if change_from is None:
         return inputs
     other = step_inputs(policy, 3, length, seed + 50)
+    head: Any
+    tail: Any
     head, tail = cut(inputs, np.s_[:, :change_from]), cut(other, np.s_[:, change_from:])
-    previous = type(inputs[1])(*(torch.cat([a, b], 1) for a, b in zip(head[1], tail[1], strict=True)))
+    joined: list[Any] = [None if a is None else torch.cat([a, b], 1) for a, b in zip(head[1], tail[1], strict=True)]
+    previous = type(inputs[1])(*joined)  # type: ignore[arg-type]
     return (
         torch.cat([head[0], tail[0]], 1),
         previous,

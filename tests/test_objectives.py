@@ -266,7 +266,7 @@ def test_a_token_holds_its_observation_and_the_step_before_it():
     stub, window = Stub("step", optimal), encoded()
     loss_of("dpt", stub, window)
     np.testing.assert_array_equal(stub.observation, window.observation)
-    previous = previous_steps(window, stub)
+    previous = previous_steps(window, stub)  # type: ignore[arg-type]
     for part, given in zip(previous, stub.previous, strict=True):
         np.testing.assert_array_equal(part, given)
     assert not previous.exists[:, 0].any() and previous.exists[:, 1:].all()
@@ -616,6 +616,7 @@ def test_behaviour_is_estimated_where_histories_do_not_tell_it(tmp_path):
     store = collect(recipe, tmp_path / "data", progress=False)
     window = WindowSampler(store, 32, seed=1).batch(0, 64)
     told = window.behaviour_log_prob
+    assert told is not None
     model = estimate_behaviour(store, 0, progress=False)
     untold = replace(window, behaviour_log_prob=None)
     error = np.abs(np.exp(model.complete(untold)) - np.exp(told))[window.valid]

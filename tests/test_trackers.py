@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
@@ -51,7 +53,7 @@ def test_what_cannot_be_listed_has_no_coverage(space):
 
 
 def test_simple_regret_is_what_the_environment_says():
-    family = make_family("bayesian_optimisation", num_train_tasks=4, num_validation_tasks=0)
+    family: Any = make_family("bayesian_optimisation", num_train_tasks=4, num_validation_tasks=0)
     env = family.make_vec(family.split().train[:2])
     tracker = SimpleRegretTracker.make(env, 3, 3)
     assert tracker is not None and SimpleRegretTracker.make(make_family("darkroom").make_vec(DARK), 1, 1) is None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.mujoco_tasks import HalfCheetahVel
+from envs.mujoco_tasks import HalfCheetahVel, WalkerParam
 from envs.oracle_policy import OraclePolicy
 from icrl.interfaces import UserError
 from scripts.common import run_command
@@ -74,7 +74,8 @@ def test_the_learner_is_told_a_new_task_in_each_episode():
     targets = set()
     for _ in range(5):
         observation, _ = env.reset()
-        robot = env._env._robot  # type: ignore[union-attr]
+        assert env._env is not None
+        robot: Any = env._env._robot
         for t in range(4):
             before = robot.data.qpos[0]
             following, reward, terminated, truncated, _ = env.step(np.zeros(6, np.float32))
@@ -85,6 +86,25 @@ def test_the_learner_is_told_a_new_task_in_each_episode():
             )
         targets.add(float(observation[-1]))
     assert len(targets) == 5
+
+
+def test_a_share_of_the_training_episodes_ends_when_the_robot_falls():
+    """A walker that moves at random falls soon; the family's own episode goes on to its horizon."""
+    actions = np.random.default_rng(0)
+    lengths = {}
+    for share in (0.0, 0.5, 1.0):
+        env = ToldEnv(WalkerParam(horizon=120), np.random.default_rng(1), end_when_fallen=share)
+        lengths[share] = []
+        for _ in range(12):
+            env.reset()
+            ended, steps = False, 0
+            while not ended:
+                _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, 6).astype(np.float32))
+                ended, steps = terminated or truncated, steps + 1
+            assert env._env is not None and terminated == (steps < 120) and (not terminated or not env._env.healthy)
+            lengths[share].append(steps)
+    early = {share: sum(steps < 120 for steps in lengths[share]) for share in lengths}
+    assert early[0.0] == 0 < early[0.5] < early[1.0]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ class CategoricalHead(nn.Module):
 
     def __init__(self, width: int, space: gym.spaces.Discrete, points: np.ndarray | None = None):
         super().__init__()
-        self.start, self.num_actions = int(space.start), int(space.n)
-        self.linear = nn.Linear(width, self.num_actions) if points is None else PointScores(points, width)
+        self.start, self.outputs = int(space.start), int(space.n)
+        self.linear = nn.Linear(width, self.outputs) if points is None else PointScores(points, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> logits (..., A)."""
@@ -65,8 +65,8 @@ class GaussianHead(nn.Module):
 
     def __init__(self, width: int, space: gym.spaces.Box):
         super().__init__()
-        self.low, self.high = space.low, space.high
-        self.linear = nn.Linear(width, 2 * int(np.prod(space.shape)))
+        self.low, self.high, self.outputs = space.low, space.high, 2 * int(np.prod(space.shape))
+        self.linear = nn.Linear(width, self.outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., 2 A): means, then log standard deviations within [-5, 2]."""

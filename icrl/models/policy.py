@@ -318,7 +318,7 @@ class Policy(nn.Module):
             config.num_layers * (num_queries * context / 2) + (config.num_layers - bool(num_queries)) * among_context
         )
         attention = 2 * config.attention_width * pairs  # scores and values
-        head = self.head.linear.weight.numel() * (num_queries or length)
+        head = config.width * self.head.outputs * (num_queries or length)
         return 3 * 2.0 * batch * (gathering + moving + attention + head + self._remembering(length))
 
     def _remembering(self, length: int) -> float:

@@ -111,7 +111,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             cross_episode="equals",
             episode_return=keydoor,
         ),
-        objective=ObjectiveConfig("icee", start_fraction=1.0),
+        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
             steps=1200 if keydoor else 1000,
             batch_size=16 if keydoor else 32,
@@ -153,7 +153,7 @@ def icee_bo() -> Recipe:
             return_high=6.0,
             cross_episode="beats",
         ),
-        objective=ObjectiveConfig("icee", start_fraction=1.0),
+        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
             steps=2000,
             batch_size=64,

@@ -28,7 +28,7 @@ from icrl.recipes.description import first_line
 
 def radt() -> Recipe:
     """RA-DT in the 10×10 Dark Room: a context of 50 steps, and a memory of all that was lived before."""
-    memory = MemoryConfig(k=2, utility=5.0, own_past=0.7, pool=8192)
+    memory = MemoryConfig(k=2, chunk=12, utility=5.0, own_past=0.7, pool=8192)
     return _in_dark_room(radt, replace(_HALF_AN_EPISODE, memory=memory), _CONDITIONED)
 
 
@@ -51,7 +51,7 @@ def radt_keydoor() -> Recipe:
     """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
     explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
-    memory = replace(radt_in_dark_room.model.memory, k=4)
+    memory = replace(radt_in_dark_room.model.memory, k=4, chunk=25)
     return replace(
         radt_in_dark_room,
         name="radt-keydoor",
