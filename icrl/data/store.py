@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 from collections import OrderedDict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,23 @@ class HistoryStore:
             **{name: self.column(shard, name)[rows] for name in ("action", "reward", "terminated", "truncated")},
             **{name: self.column(shard, name)[rows] for name in self.optional},
         )
+
+    def steps(self, name: str, histories: Array, steps: Array) -> Array:
+        """(n, M, ...) a column's entries at some steps (n, M) of some histories (n,)."""
+        column = self.columns[name]
+        taken = np.empty((*steps.shape, *column.shape), column.dtype)
+        shards = np.searchsorted(self._first, histories, side="right") - 1
+        rows = self._begins[histories][:, None] + steps
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            taken[here] = self.column(shard, name)[rows[here]]
+        return taken
+
+    @cached_property
+    def _begins(self) -> Array:
+        """(H,) the first transition of each history in its shard."""
+        places = map(self.locate, range(self.num_histories))
+        return np.array([self.column(shard, "episode_offset")[first] for shard, first, _ in places], np.int64)
 
     def tasks_of(self, histories: int | Array) -> Tasks:
         """The task records of histories: () for an int, (n,) for an array of them."""

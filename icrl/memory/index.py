@@ -31,7 +31,7 @@ def nearest(keys: Array, queries: Array, num: int, allowed: Array | None = None)
     if num_found == 0 or queries.size == 0:
         return relevance, ids
     with torch.no_grad():
-        q, k = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(np.ascontiguousarray(keys))
+        q, k = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(keys)
         cosine = q @ k.transpose(-1, -2)
         if allowed is not None:
             cosine.masked_fill_(~torch.from_numpy(np.ascontiguousarray(allowed))[:, None], -torch.inf)

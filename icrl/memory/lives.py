@@ -58,14 +58,9 @@ class Life:
         ended = history.terminated[rows] | history.truncated[rows]
         return Past(observation, history.action[rows], history.reward[rows], ended, there)
 
-    def around(self, cut: int, chunk: int) -> tuple:
-        """(observation, action, reward, ended, return to go) of the steps around a cut, (2 C, ...) each; of any others, where ``cut`` is -1."""
-        rows = slice(0, 2 * chunk) if cut < 0 else slice(cut - chunk, cut + chunk)
-        history = self.history
-        observation = map_observation(lambda column: column[rows], history.observation)
-        ended = history.terminated[rows] | history.truncated[rows]
-        to_go = self.lived[self.end(np.arange(rows.start, rows.stop))] - self.lived[rows]
-        return observation, history.action[rows], history.reward[rows], ended, to_go.astype(np.float32)
+    def to_go(self) -> Array:
+        """(T,) float32 what the episode of each step earns from it on."""
+        return (self.lived[self.end(np.arange(len(self)))] - self.lived[:-1]).astype(np.float32)
 
 
 class RunHashes:

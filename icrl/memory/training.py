@@ -19,6 +19,7 @@ from tqdm import tqdm
 from icrl.config import MemoryConfig, ModelConfig
 from icrl.data.chunks import Retrieved
 from icrl.data.sampling import Window
+from icrl.data.schema import unflatten
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, UserError, map_observation
 from icrl.memory.encoders import Encoder, Past, keys_of
@@ -57,6 +58,10 @@ class LifeMemory:
         self.first = np.cumsum(
             [0] + [len(life) // config.chunk for life in self.lives]
         )  # (H + 1,) of each history's segments
+        self.first_step = np.cumsum([0] + [len(life) for life in self.lives])  # (H + 1,) of each history
+        self.to_go = np.concatenate(
+            [life.to_go() for life in self.lives]
+        )  # float32: what each step's episode earns from it on
         self.keys = np.zeros((int(self.first[-1]), encoder.width), np.float32)  # (S, E)
         bar = tqdm(self.lives, desc="memory", unit="history", disable=len(self.keys) < 50_000)
         for life, begin, end in zip(bar, self.first[:-1].tolist(), self.first[1:].tolist(), strict=True):
@@ -116,19 +121,25 @@ class LifeMemory:
 
     def _read(self, owner: Array, cuts: Array) -> Retrieved:
         """Chunks around ``cuts`` (B, R, k) of the histories ``owner`` (B, R, k), -1 where there is none: (B, R, k 2 C, ...)."""
-        span = 2 * self.config.chunk
-        batch, retrievals, k = cuts.shape
-        pairs = zip(owner.ravel().tolist(), cuts.ravel().tolist(), strict=True)
-        read = [self.lives[history].around(cut, self.config.chunk) for history, cut in pairs]
+        chunk, span, (batch, retrievals, k) = self.config.chunk, 2 * self.config.chunk, cuts.shape
+        histories = owner.ravel()
+        steps = np.where(cuts < 0, chunk, cuts).reshape(-1, 1) - chunk + np.arange(span)  # any, where there is none
 
-        def joined(*columns: Array) -> Array:
-            stacked = np.stack(columns)
-            return stacked.reshape(batch, retrievals, k * span, *stacked.shape[2:])
+        def joined(array: Array) -> Array:
+            return array.reshape(batch, retrievals, k * span, *array.shape[2:])
 
-        columns = [map_observation(joined, *(c[i] for c in read)) for i in range(len(read[0]))]
-        valid = np.repeat(cuts >= 0, span, 2)
-        position = np.tile(np.arange(span), (batch, retrievals, k))
-        return Retrieved(*columns, position=position, valid=valid)
+        def column(name: str) -> Array:
+            return joined(self.store.steps(name, histories, steps))
+
+        return Retrieved(
+            observation=unflatten(self.store.spec.observation_space, "observation", column),
+            action=column("action"),
+            reward=column("reward"),
+            ended=column("terminated") | column("truncated"),
+            return_to_go=joined(self.to_go[self.first_step[histories][:, None] + steps]),
+            position=np.tile(np.arange(span), (batch, retrievals, k)),
+            valid=np.repeat(cuts >= 0, span, 2),
+        )
 
 
 class TrajectoryMemory(LifeMemory):
