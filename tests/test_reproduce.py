@@ -85,6 +85,10 @@ def test_methods_are_compared_by_seed_and_task():
 def test_runs_on_different_data_are_not_compared():
     with pytest.raises(UserError, match="are of different data"):
         comparison_text(TWO, {"radt": cell(80, 90), "radt-ad": cell(80, 90, data="other data")})
+    shown = comparison_text(
+        replace(TWO, own_data=True), {"radt": cell(80, 90), "radt-ad": cell(70, 75, data="other data")}
+    )
+    assert len(cells_of(shown)) == 2
 
 
 def test_normalised_scores_are_of_means_within_each_family():
