@@ -36,7 +36,7 @@ class Plans:
     """Plans of drawn tasks, then that of the own task."""
 
     hazard: float = 0.1
-    """Probability at each step that a plan is given up for another; all are at the end of an episode."""
+    """Probability at each step that a plan is given up for another; at the end of an episode all are but the own task's, before it has told."""
     told_by: float = 1.0
     """What an episode has earned when the optimal policy is known; from then on plans of the own task and of others alternate at random."""
     biased: float = 0.0
@@ -70,7 +70,7 @@ class _Planner:
         self._turn[index] = self._streams.integers(self._num_steps, index)
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        draw, biased, half = self._streams.uniform(3).reshape(-1, 3).T
+        draw, biased, half = self._streams.uniform(3).T
         searching = ~self._told & (self._age < self._turn)
         begins = self._begins | ((draw < self._options.hazard) & (searching | self._told))
         begins |= ~self._told & (self._age == self._turn)

@@ -2,15 +2,17 @@
 
 An action is the number of a candidate, a reward the function's value there, and many episodes of one task are one search. Training and
 validation tasks are draws of a Gaussian process with mean 0, variance 1 and a Matérn-5/2 kernel: exact ones, made again from the seed and the length scales in
-their record whenever they are needed. Test tasks are the functions of ``envs.test_functions``, negated and shifted and scaled to mean 0 and
+their record whenever they are needed. Test tasks are the functions of ``envs.benchmark_functions``, negated and shifted and scaled to mean 0 and
 variance 1 over the candidates, whatever an agent has seen of them. Deviation from the paper: it scales values by what was seen so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 from gymnasium.spaces import Discrete, MultiDiscrete
@@ -19,8 +21,8 @@ from scipy.stats import qmc
 from threadpoolctl import ThreadpoolController
 
 from envs.base import NativeVectorEnv
+from envs.benchmark_functions import FUNCTIONS
 from envs.tasks import check_least
-from envs.test_functions import FUNCTIONS
 from icrl.interfaces import Array, FamilySpec, Posterior, Split, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import generator
 
@@ -96,6 +98,10 @@ class BayesianOptimisation:
         points.flags.writeable = False
         return points
 
+    @cached_property
+    def _point_bytes(self) -> bytes:
+        return self.points.tobytes()
+
     def sample_tasks(self, rng: np.random.Generator, num_tasks: int) -> Tasks:
         """Draws of the Gaussian process: a seed and two length scales each."""
         tasks = _plain_tasks(num_tasks)
@@ -124,19 +130,19 @@ class BayesianOptimisation:
         return tasks
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
-        """Lane i plays ``tasks[i]``; its function is made when it is first asked for. Raises UserError for fields out of their range."""
+        """Lane i plays ``tasks[i]``; whose functions are made now, about 20 ms for each draw. Raises UserError for fields out of their range."""
         _check(tasks)
         return BayesianOptimisationVectorEnv(self, tasks, lane_ids)
 
     def values(self, tasks: Tasks) -> Array:
         """(N, A) the functions at all candidates, without noise."""
-        points, fields = self.points.tobytes(), [tasks[name].tolist() for name, *_ in _TASK]
-        functions = [_values(points, *map(_hashable, task)) for task in zip(*fields, strict=True)]
+        fields = [tasks[name].tolist() for name, *_ in _TASK]
+        functions = [_values(self._point_bytes, *map(_hashable, task)) for task in zip(*fields, strict=True)]
         return np.reshape(functions, (len(tasks), NUM_CANDIDATES))
 
-    def covariance(self, length_scales: Array) -> Array:
-        """(A, A) of the candidates' values in draws with these length scales (2,)."""
-        return _matern(self.points, self.points, length_scales)
+    def covariance(self, length_scales: Array, candidates: Sequence[int] | slice = slice(None)) -> Array:
+        """(A, n) of all candidates' values and those of some, in draws with these length scales (2,)."""
+        return _matern(self.points, self.points[candidates], length_scales)
 
     def draw(self, length_scales: Array, normals: Array) -> Array:
         """(A,) the draw of the Gaussian process that standard normal numbers (A,) make."""
@@ -175,11 +181,7 @@ class BayesianOptimisationVectorEnv(NativeVectorEnv):
     def __init__(self, family: BayesianOptimisation, tasks: Tasks, lane_ids: Array | None):
         super().__init__(family.spec, tasks, lane_ids)
         self._family = family
-
-    @cached_property
-    def _values(self) -> Array:
-        """(B, A) without noise."""
-        return self._family.values(self.tasks)
+        self._values = family.values(self.tasks)  # (B, A) without noise; made now, so that no agent's time counts it
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """One evaluation in every lane: all that an episode has, so it is terminated, not cut off."""
@@ -235,7 +237,7 @@ def _read_points(path: str) -> Array:
     """(A, 2) the candidate set in a file. Raises UserError where it is none."""
     try:
         points = np.asarray(np.load(path, allow_pickle=False), np.float64)
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
         raise UserError(f"cannot read the candidates {path} ({error}): expected a .npy file of numbers") from None
     expected = f"expected ({NUM_CANDIDATES}, 2) different points of the unit square"
     if points.shape != (NUM_CANDIDATES, 2):
@@ -276,14 +278,14 @@ def _draw(points: Array, length_scales: Array, normals: Array) -> Array:
         rows = slice(start, start + _BLOCK)
         half[rows, : rows.stop] = _matern(points[rows], points[: rows.stop], length_scales)
     half.flat[:: len(points) + 1] += _NUGGET
-    with _threads().limit(limits=1):
+    with _threads().limit(limits=1, user_api="blas"):
         root = linalg.cholesky(half.T, overwrite_a=True, check_finite=False)  # upper: root' root is the covariance
         return root.T @ normals
 
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadpoolController:
-    """Of numpy and scipy: with one thread a draw does not depend on how many there are, and workers that share cores do not wait for each other."""
+    """Of the matrix products: with one thread a draw does not depend on how many there are, and workers that share cores do not wait for each other."""
     return ThreadpoolController()
 
 

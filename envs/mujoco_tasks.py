@@ -225,8 +225,13 @@ class MujocoTask(gym.Env):
         return self._observation, float(reward), False, False, {}
 
     @property
+    def can_fall(self) -> bool:
+        """Whether the robot's own environment has a rule of when it has fallen."""
+        return hasattr(self._robot, "is_healthy")
+
+    @property
     def healthy(self) -> bool:
-        """Whether the robot stands, by its own environment's rule; a robot without such a rule always does."""
+        """Whether the robot stands, by that rule; without one it always does."""
         return bool(getattr(self._robot, "is_healthy", True))
 
     def _oracle_action(self, task: Task | None = None) -> Array:

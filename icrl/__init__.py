@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,19 +28,18 @@ def load(
     """The in-context agent of a run folder, with its weights frozen and its context empty.
 
     Call ``reset(number of lanes)``, then ``act(observation)`` and ``observe(step)`` in turn; ``save_context`` and ``restore_context`` keep what it
-    has learned of its tasks. A return-conditioned policy is asked for ``target_return`` per episode, by default what its recipe says. Actions are sampled, with
+    has learned of its tasks. Plans and the returns that a policy goes for follow the recipe's first online evaluation. A return-conditioned policy is asked for ``target_return`` per episode, by default what its recipe says. Actions are sampled, with
     probabilities to the power 1 / ``temperature``, or with ``greedy`` the most probable ones. Raises UserError where the run has no checkpoint or a damaged one, or its layout cannot ``append`` so.
     """
     from icrl.checkpoint import load_policy
     from icrl.in_context import InContextAgent
-    from icrl.interfaces import ActionRule
     from icrl.memory.encoders import make_encoder
 
     policy, recipe, _ = load_policy(Path(run), checkpoint, device)
     target = recipe.objective.target_return if target_return is None else target_return
     memory = policy.config.memory
     encoder = make_encoder(policy.spec, memory, Path(run)) if memory.k else None
-    rule = ActionRule(greedy, temperature)
+    rule = replace(recipe.validation_rule, greedy=greedy, temperature=temperature)
     return InContextAgent(
         policy,
         seed=seed,

@@ -14,22 +14,18 @@ class Commitment:
     def __init__(self, lanes: int, rule: PlanRule):
         self.rule = rule
         self.age = np.zeros(lanes, np.int64)  # (B,) actions since the plan began, 0: one must begin
-        self.begins = np.ones(lanes, bool)  # (B,) whether one began with the last action
+        self.begins = np.ones(lanes, bool)  # (B,) whether one begins with the action that was chosen last
 
     def forget(self, lanes: Array) -> None:
         """A new task in some lanes."""
         self.age[lanes] = 0
+        self.begins[lanes] = True
 
     def due(self, streams: LaneStreams) -> Array:
         """(B,) whether a plan begins now, whatever the policy thinks of the old one."""
         over = (self.age == 0) | ((self.rule.length > 0) & (self.age >= self.rule.length))
         return over | (streams.uniform() < self.rule.hazard)
 
-    def act(self, begins: Array) -> None:
-        """The lanes act, and in some of them (B,) a plan begins."""
-        self.begins = begins
-        self.age = np.where(begins, 1, self.age + 1)
-
     def observe(self, ended: Array) -> None:
-        """The episodes of some lanes (B,) are over, and so are their plans."""
-        self.age[ended] = 0
+        """The lanes have acted; the episodes of some (B,) are over, and so are their plans."""
+        self.age = np.where(ended, 0, np.where(self.begins, 1, self.age + 1))

@@ -76,7 +76,8 @@ class Context:
         ended = self.columns["ended"][lanes, :length] & held
         finished = episode < ended.sum(1)[:, None]
         reward = np.where(held, self.columns["reward"][lanes, :length], 0)
-        earned, to_come = returns_around(reward, episode)
+        earned = self.columns["episode_return"][lanes, :length]  # what was forgotten included
+        _, to_come = returns_around(reward, episode)
         steps = self.columns["episode_step"][lanes, :length]
         for name, known in (("return_to_go", to_come), ("improves", improving(earned + to_come, steps, rule))):
             self.columns[name][lanes, :length] = np.where(finished, known, self.columns[name][lanes, :length])

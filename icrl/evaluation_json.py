@@ -117,6 +117,10 @@ _AGENT = _object(
     seconds=_value("number", "spent in the roll-outs"),
 )
 
+_AGENT["required"] = [
+    key for key in _AGENT["required"] if key not in ("search", "exploration")
+]  # older records lack them
+
 SCHEMA: dict[str, Any] = _object(
     "one evaluation with frozen weights",
     format_version=_value("integer", f"{FORMAT_VERSION}"),
@@ -188,10 +192,11 @@ def evaluation_to_json(
     *,
     family_options: Mapping[str, Any] | None = None,
     posterior_distance: PosteriorDistance | None = None,
+    action_rule: str = "",
 ) -> dict[str, Any]:
     """All statistics of an evaluation, as ``SCHEMA`` describes; deterministic but for the times.
 
-    ``family_options`` is what the family was made with, ``posterior_distance`` what ``icrl.exactness`` measured beside.
+    ``action_rule`` tells how actions were taken, where the configuration alone does not; ``family_options`` is what the family was made with, ``posterior_distance`` what ``icrl.exactness`` measured beside.
     """
     config, episodes = evaluation.config, evaluation.config.episodes
     bootstrap = Bootstrap(evaluation.lane_task, len(config.seeds), evaluation.root_seed)
@@ -209,7 +214,7 @@ def evaluation_to_json(
         "context": config.context if offline else None,
         "context_size": config.context_size if offline else None,
         "append": config.append,
-        "action_rule": str(config.rule),
+        "action_rule": action_rule or str(config.rule),
         "root_seed": evaluation.root_seed,
         "seeds": list(config.seeds),
         "lanes": config.lanes,
@@ -237,13 +242,13 @@ def _columns(evaluation: Evaluation, result: AgentResult, bootstrap: Bootstrap) 
     if "simple_regret" in result.tracked:
         regret = result.tracked["simple_regret"]
         columns["simple_regret"] = regret[..., _regret_steps(regret.shape[2]) - 1]
-    together, ends = (
-        bootstrap(np.concatenate(list(columns.values()), 2)),
-        np.cumsum([c.shape[2] for c in columns.values()]),
-    )
+    together = bootstrap(np.concatenate(list(columns.values()), 2))
     found: dict[str, Resampled | None] = dict.fromkeys(_Columns._fields)
-    for name, end, values in zip(columns, ends.tolist(), columns.values(), strict=True):
-        found[name] = together.apply(lambda x, part=slice(end - values.shape[2], end): x[..., part])
+    begin = 0
+    for name, values in columns.items():
+        part = slice(begin, begin + values.shape[2])
+        found[name] = together.apply(lambda x, part=part: x[..., part])
+        begin = part.stop
     return _Columns(**found)  # type: ignore[arg-type]
 
 

@@ -71,7 +71,7 @@ class InContextAgent:
     seed : int
         Root seed of the default streams.
     rule : ActionRule
-        How actions are taken: sampled, sampled at another temperature, or the most probable one.
+        How actions are taken: sampled, sampled at another temperature, or the most probable one; when plans begin, how far predicted returns are tilted.
     append : "step" or "episode"
         When transitions join what the policy sees: at once, or (layout ``transition``, as Lee et al. 2023 published DPT) when their episode ends.
     target_return : float, optional
@@ -180,25 +180,39 @@ class InContextAgent:
         self, plans: Commitment, observation: Observation, action_mask: Array | None
     ) -> tuple[Array, Array]:
         """Actions and their log-probabilities (B,): those with which the plans go on, or, where one is over or in doubt, begin."""
+        head = self.policy.head
+        assert isinstance(head, CategoricalHead), "plans are of discrete actions"
         begins = plans.due(self.streams)
         anew = self._params(observation) if plans.rule.doubt else None
         action, log_prob = self._choose(self._params(observation, begins), action_mask)
         if anew is not None:
-            doubted = ~begins & (self.policy.head.log_prob(anew, action) < np.log(plans.rule.doubt))
+            doubted = ~begins & (head.log_prob(anew, action, action_mask) < np.log(plans.rule.doubt))
             if doubted.any():
-                begins = begins | doubted
-                other, other_log_prob = self._choose(self._params(observation, begins), action_mask)
+                begins, counters = begins | doubted, self.streams.counters.copy()
+                self._params(observation, begins)  # what the caches are to hold
+                other, other_log_prob = self._choose(anew, action_mask)
+                self.streams.counters[~doubted] = counters[~doubted]  # other lanes' draws are their own
                 action, log_prob = np.where(doubted, other, action), np.where(doubted, other_log_prob, log_prob)
-        plans.act(begins)
+        plans.begins = begins
         return action, log_prob
 
     @torch.no_grad()
     def action_probs(self, observation: Observation) -> Array:
-        """(B, A) the probabilities that ``act`` would draw from, at its temperature. Raises UserError where actions are continuous."""
+        """(B, A) the probabilities that ``act`` would draw from, at its temperature; of a policy that follows plans, if a plan began now.
+
+        Raises UserError where actions are continuous, or chosen for a return that is drawn.
+        """
         self._boundary.check_observation("observation", observation, self.num_lanes)
         if not isinstance(self.policy.head, CategoricalHead):
             raise UserError(f"actions in {self.policy.spec.action_space} have densities, not probabilities")
-        return torch.softmax(self._params(observation).float() / self.rule.temperature, -1).cpu().numpy()
+        if self.policy.config.predicts_returns:
+            raise UserError(
+                "this policy acts for a return that it draws: without one its actions have no probabilities"
+            )
+        params = self._params(observation)
+        if self.plans is not None:
+            self._params(observation, self.plans.begins)  # the caches hold again what ``act`` left
+        return torch.softmax(params.float() / self.rule.temperature, -1).cpu().numpy()
 
     def observe(self, step: Step) -> None:
         """Append what the last action of every lane led to; see ``load_context`` for the exception.
@@ -232,9 +246,10 @@ class InContextAgent:
         or with ``running`` the context's last one, which goes on.
         """
         batch, length = window.reward.shape
-        if self.policy.config.episodic or self._encoder is not None:
+        config = self.policy.config
+        if config.episodic or self._encoder is not None or config.predicts_returns or config.cross_episode != "off":
             raise UserError(
-                "a given context is for policies that read whole lives and have no memory: let this one live through it"
+                "a given context is for policies that read whole lives as they were and have no memory: let this one live through it"
             )
         if not window.valid.all():
             raise UserError("a context with padding was given: give lanes whose contexts are equally long")
@@ -265,12 +280,13 @@ class InContextAgent:
         arrays |= {
             "counters": self.streams.counters,
             "fixed": np.array(self._fixed),
+            "gone_for": self._gone_for,
             "made_for": np.array(self._made_for()),
         }
         for name, column in self.context.columns.items():
             arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
         if self.plans is not None:
-            arrays["plan_age"] = self.plans.age
+            arrays |= {"plan_age": self.plans.age, "plan_begins": self.plans.begins}
         if self.recall is not None:
             arrays |= {f"memory/{key}": part for key, part in self.recall.state().items()}
         buffer = io.BytesIO()
@@ -330,7 +346,10 @@ class InContextAgent:
     def _made_for(self) -> str:
         """What a saved context must agree with, as JSON."""
         config = self.policy.config
-        made_for = {"spec": spec_to_json(self.policy.spec), "layout": config.layout, "window": config.window}
+        spec = spec_to_json(self.policy.spec)
+        spec.pop("action_points", None)  # long, and weights know points by where they are
+        made_for = {"spec": spec, "layout": config.layout, "window": config.window}
+        made_for |= {name: getattr(config, name) for name in ("plans", "return_to_go", "cross_episode")}
         if self._encoder is not None:
             made_for["memory"] = describe(config.memory.chunk, self._encoder, self.policy.spec)
         return json.dumps(made_for)
@@ -364,9 +383,9 @@ class InContextAgent:
         self.context.lengths, self.context.episode_step = lengths, episode_step
         self.context.episode_return, self.context.paid = saved["episode_return"], saved["paid"]
         self.streams.counters[:] = counters
-        self._fixed = bool(saved["fixed"])
+        self._fixed, self._gone_for = bool(saved["fixed"]), saved["gone_for"]
         if self.plans is not None:
-            self.plans.age[:] = saved["plan_age"]
+            self.plans.age[:], self.plans.begins[:] = saved["plan_age"], saved["plan_begins"]
         if self.recall is not None:
             memory = {key.removeprefix("memory/"): part for key, part in saved.items() if key.startswith("memory/")}
             self.recall.restore(memory, self.policy.spec.observation_space)
@@ -391,10 +410,8 @@ class InContextAgent:
         held = each * self.context.lengths if step else 1 + self._seen(slice(None)) - self._pending
         expected = torch.as_tensor(held, device=self.policy.device)
         behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
-        if len(behind) and step and self.recall is None:
-            self._read(behind)
-        elif len(behind):
-            self._reread(behind)
+        if len(behind):
+            self._reread(behind, anew=not step or self.recall is not None)
         if step:
             self.cache.lengths.copy_(expected)
 
@@ -417,7 +434,8 @@ class InContextAgent:
         ended = self.context.columns["episode_step"][lanes, self.context.lengths[lanes] - 1] + 1
         begin = np.maximum(self.context.lengths[lanes] - ended, 0) * self.policy.config.tokens_per_step
         index = torch.as_tensor(lanes, device=self.policy.device)
-        self.cache.lengths[index] = torch.as_tensor(begin, device=self.policy.device)
+        held = self.cache.lengths[index]
+        self.cache.lengths[index] = torch.minimum(held, torch.as_tensor(begin, device=self.policy.device))
 
     def _make_room(self) -> None:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
@@ -438,9 +456,10 @@ class InContextAgent:
         self._reread(full)
 
     @torch.no_grad()
-    def _reread(self, lanes: Array) -> None:
-        """Empty the caches of some lanes and read their contexts from scratch, lanes of similar length together."""
-        self._empty_cache(lanes)
+    def _reread(self, lanes: Array, anew: bool = True) -> None:
+        """Read the contexts of some lanes, from scratch or (layout ``step``) behind what their caches hold, lanes of similar length together."""
+        if anew:
+            self._empty_cache(lanes)
         lanes = lanes[np.argsort(self._seen(lanes), kind="stable")]
         if len(lanes):
             size = max(1, READ_TOKENS // max(1, self._tokens_of(int(self._seen(lanes).max()))))
@@ -466,6 +485,9 @@ class InContextAgent:
             return
         index = torch.as_tensor(lanes, device=device)
         first = self.cache.lengths[index].cpu().numpy() // config.tokens_per_step
+        if first.max() + (lengths - first).max() > lengths.max():  # padded behind the fullest they might not fit
+            self._empty_cache(lanes)
+            first = np.zeros_like(first)
         most = int((lengths - first).max())
         if most == 0:
             return

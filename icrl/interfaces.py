@@ -82,7 +82,7 @@ class ActionRule:
     """Sample with probabilities to the power 1 / temperature, renormalised. Raises UserError unless positive."""
     plans: PlanRule = PlanRule()
     """When a policy that follows plans begins another."""
-    tilt: float = 0.0
+    tilt: float = 3.0
     """How far a policy that predicts returns goes for high ones: their probabilities are multiplied by ((c - c_min) / (c_max - c_min))^tilt."""
 
     def __post_init__(self):
@@ -97,6 +97,15 @@ class ActionRule:
         if self.greedy:
             return "greedy"
         return "sampled" if self.temperature == 1 else f"sampled at temperature {self.temperature:g}"
+
+    def words(self, *, plans: bool = False, predicts_returns: bool = False) -> str:
+        """The same, with what a policy that follows plans or predicts returns is told beside."""
+        told = f"{self}"
+        if plans:
+            rule = self.plans
+            told += f", new plan with probability {rule.hazard:g} or below doubt {rule.doubt:g}"
+            told += f" or after {rule.length} steps" if rule.length else ""
+        return told + (f", returns tilted by {self.tilt:g}" if predicts_returns else "")
 
 
 class Decision(NamedTuple):

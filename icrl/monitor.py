@@ -130,6 +130,22 @@ GLOSSARY: dict[str, Meaning] = {
         "return",
         "the agent's flattens, near Thompson sampling's",
     ),
+    "evaluation/*/simple_regret/*": Meaning(
+        "Bayesian optimisation: what the best evaluation so far (in place of the step) lacks to the best candidate, over the function's range",
+        "fraction",
+        "the agent's falls as that of the Gaussian process does",
+    ),
+    "evaluation/*/coverage/*": Meaning(
+        "different observations that a lane has seen by a step of its life (in place of the step), mean",
+        "observations",
+        "rises until what matters is found, then stays",
+    ),
+    "evaluation/*/surprise_by_episode/*": Meaning(
+        "mean of -log p of the actions taken, by episode (in place of the step)", "nats", "falls as the task is learned"
+    ),
+    "evaluation/*/plan_length_by_episode/*": Meaning(
+        "actions per plan of an agent that follows plans, by episode (in place of the step)", "actions", "well above 1"
+    ),
     "config/recipe": Meaning("the recipe as JSON", "text", "what you asked for"),
 }
 """Every tag (or pattern of tags) that is logged."""

@@ -59,6 +59,8 @@ class Learner:
         self.policy = make_policy(spec, recipe.model, recipe.seed).to(device)
         self.objective = make_objective(recipe.objective)
         self.optimizer = make_optimizer(self.policy, recipe.train)
+        if recipe.train.compile and recipe.model.predicts_returns:
+            raise UserError("train.compile compiles no policy that predicts returns: turn it off")
         if recipe.train.compile and recipe.model.mixture.blocks:
             raise UserError(
                 "train.compile cannot compile mixtures of experts, whose shares change at every step: turn it off"

@@ -94,6 +94,8 @@ def _told(row: Mapping[str, Any]) -> Told:
     estimates = {name: row[name] for name in ("accuracy", "chance", "above_chance")}
     for one in estimates.values():
         _numbers("an estimate", [one["mean"]], (1,))
+        if one["fixed_tasks"] is not None:
+            _numbers("an interval", one["fixed_tasks"], (2,))
         if one["over_tasks"] is not None:
             _numbers("an interval", one["over_tasks"], (2,))
     return Told(str(row["features"]), str(row["label"]), **estimates)

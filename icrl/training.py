@@ -37,7 +37,7 @@ from icrl.memory.training import make_history_memory
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
 from icrl.objectives.base import attention_on_memory
 from icrl.objectives.behaviour import estimate_behaviour
-from icrl.objectives.icee import InContextExploration
+from icrl.objectives.icee import InContextExploration, check_histories
 from icrl.optimisation import Learner, Update
 from icrl.recipe_json import recipe_to_json
 from icrl.seeding import LaneStreams, derive_seed
@@ -94,13 +94,11 @@ def train(
     _check_tasks(store, family)
     with _threads(threads), _StopRequest() as stop:
         learner = Learner(recipe, store.spec, find_device(device))
-        if isinstance(learner.objective, InContextExploration) and recipe.objective.estimate_behaviour:
-            behaviour = estimate_behaviour(store, recipe.seed, progress=progress)
-            learner.objective = replace(learner.objective, behaviour=behaviour)
         run_folder.claim(run, recipe, store.dataset_hash)
         with run_folder.locked(run):
             done = _restore(run, learner, store.dataset_hash)
             if done.step < recipe.train.steps:
+                _prepare(learner, store, progress)
                 _record_start(run, recipe, store, device)
                 monitor = (
                     FileMonitor(run, done.step, recipe_to_json(recipe), learner.device) if monitored else NullMonitor()
@@ -112,6 +110,17 @@ def train(
     best = checkpoint.find(run, "best")
     assert best is not None, "the last step validates"
     return best
+
+
+def _prepare(learner: Learner, store: HistoryStore, progress: bool) -> None:
+    """What ICEE needs of a store's histories before it trains. Raises UserError for histories that it cannot learn from."""
+    objective, recipe = learner.objective, learner.recipe
+    if not isinstance(objective, InContextExploration):
+        return
+    check_histories(store, recipe.objective, recipe.model)
+    if recipe.objective.estimate_behaviour:
+        behaviour = estimate_behaviour(store, recipe.seed, progress=progress)
+        learner.objective = replace(objective, behaviour=behaviour)
 
 
 def make_sampler(

@@ -279,6 +279,18 @@ def _remembering(evaluation: EvaluateConfig, recipe: Recipe, prefix: str) -> Ite
         other_memory(recipe.model.memory, evaluation.retrieval)
 
 
+def _acting(evaluation: EvaluateConfig, prefix: str) -> Iterator[str]:
+    """How actions are taken."""
+    for name in ("plan_hazard", "plan_doubt"):
+        if not 0 <= getattr(evaluation, name) <= 1:
+            yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected a probability, 0 to 1"
+    for name in ("plan_length", "tilt"):
+        if not 0 <= getattr(evaluation, name) < float("inf"):
+            yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected at least 0"
+    if not 0 < evaluation.temperature < float("inf"):
+        yield f"{prefix}temperature {evaluation.temperature}: expected a positive number (--greedy takes the most probable action)"
+
+
 def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, prefix: str) -> Iterator[str]:
     from icrl.in_context import check_append
 
@@ -304,7 +316,6 @@ def _evaluation(evaluation: EvaluateConfig, recipe: Recipe, family: Family, pref
         family.count_states(evaluation.posterior_pulls)  # type: ignore[attr-defined]  # refuses too many
     if evaluation.posterior_pulls > recipe.model.window - (recipe.model.layout == "step"):
         yield f"{prefix}posterior-pulls {evaluation.posterior_pulls} does not fit the window of {recipe.model.window}"
-    if not 0 < evaluation.temperature < float("inf"):
-        yield f"{prefix}temperature {evaluation.temperature}: expected a positive number (--greedy takes the most probable action)"
+    yield from _acting(evaluation, prefix)
     if len(set(evaluation.baselines)) < len(evaluation.baselines):
         yield f"{prefix}baselines {' '.join(evaluation.baselines)}: each baseline once"

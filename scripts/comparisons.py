@@ -108,7 +108,7 @@ COMPARISONS = (
                 (
                     Method("icee-darkroom-biased", "ICEE"),
                     Method("icee-darkroom-uncorrected", "without the correction"),
-                    Method("icee-darkroom-sorted", "AD, episodes sorted by their noise"),
+                    Method("icee-darkroom-sorted", "AD, the noise falling along a history"),
                 ),
             ),
             (

@@ -34,6 +34,8 @@ _POSTERIOR = "the family's exact posterior over tasks"
 PRIVILEGED = {
     "optimal": "the task",
     "annealed": "the task",
+    "graded": "the task",
+    "plans": "the task",
     "thompson": _POSTERIOR,
     "posterior_sampling": _POSTERIOR,
     "sample_and_hold": _POSTERIOR,
@@ -126,7 +128,9 @@ def evaluate_policy(
     if config.posterior_pulls:
         distance = posterior_distance(family, factories["agent"], config.posterior_pulls, seed)
     options = (config.family or recipe.family).options
-    return evaluation_to_json(evaluation, family_options=options, posterior_distance=distance), evaluation
+    rule = config.rule.words(plans=recipe.model.plans, predicts_returns=recipe.model.predicts_returns)
+    record = evaluation_to_json(evaluation, family_options=options, posterior_distance=distance, action_rule=rule)
+    return record, evaluation
 
 
 def _privileged(source: SourceConfig) -> str | None:
@@ -135,6 +139,8 @@ def _privileged(source: SourceConfig) -> str | None:
         inner = make_source(source.name, **source.options).source  # type: ignore[attr-defined]
         known = PRIVILEGED.get(inner)
         return "which family it is in" + ("" if known is None else f", and there {known}")
+    if source.name == "gp_thompson" and source.options.get("hyper_parameters") == "true":
+        return "the task's length scales"
     return PRIVILEGED.get(source.name)
 
 

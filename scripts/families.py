@@ -117,7 +117,7 @@ def command(argv: list[str]) -> None:
     head = (
         "What an episode earns in every family, with its default options. Written by `icrl families --out docs/families.md`. The optimum is exact, "
         "but for simulated robots: there it is what a trained oracle (or a scripted one) was measured to earn, and a source can be luckier. Meta-World's rows "
-        "are from an environment of their own, where it is installed."
+        "are from an environment of their own, where it is installed; that of Bayesian optimisation needs BoTorch."
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(f"# Families\n\n{head}\n\n{markdown(rows)}\n")

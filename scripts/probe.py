@@ -70,7 +70,7 @@ def _conflict_lines(found: Mapping[str, Any]) -> list[str]:
     conflict = found["conflict"]
     if conflict is None:
         return [
-            "gradients of families: not compared, the training histories are gone (--data DATA says where they lie)"
+            "gradients of families: not compared, the training histories are not in the run (--data DATA says where they lie)"
         ]
     width = max(map(len, conflict["families"]))
     lines = [f"cosines between gradients on {conflict['windows']} windows of a family and on as many others of each"]
@@ -121,6 +121,10 @@ def command(argv: list[str]) -> None:
     if min(options.episodes, options.lanes, options.windows) < 1:
         raise UserError(
             f"--episodes {options.episodes} --lanes {options.lanes} --windows {options.windows}: expected at least 1 each"
+        )
+    if recipe.model.memory.k:
+        raise UserError(
+            f"{options.run}: its policy has a memory, and a probe reads windows alone: give a run without one (model.memory.k 0)"
         )
     out = options.json or options.run / "probe.json"
     check_output_file(out, "--json")

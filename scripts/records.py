@@ -123,7 +123,7 @@ def table(record: dict[str, Any]) -> str:
         if row.get("search"):
             final, less, last = (row["search"][key] for key in ("final_regret", "agent_minus_this", "steps"))
             text.append(
-                f"{name:<{width}} simple regret after {last[-1]} evaluations {final['mean']:.3f} {_ends(final)}, the agent's less this one {less['mean']:+.3f} {_ends(less)}"
+                f"{name:<{width}} simple regret after {last[-1]} evaluations {final['mean']:.3f} {_ends(final, 3)}, the agent's less this one {less['mean']:+.3f} {_ends(less, 3)}"
             )
         if row["bandit"]:
             regret = row["bandit"]["final_regret"]
@@ -156,7 +156,7 @@ def _heading(record: dict[str, Any]) -> str:
     )
 
 
-def _ends(estimate: dict[str, Any]) -> str:
+def _ends(estimate: dict[str, Any], digits: int = 2) -> str:
     """The interval over tasks, empty where there is none."""
     ends = estimate["over_tasks"]
-    return f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends and None not in ends else ""
+    return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends and None not in ends else ""

@@ -151,12 +151,14 @@ def quadrants(family: Mixed, tasks: Tasks) -> Array:
 
 
 def mutual_information(labels: Array, experts: Array) -> float:
-    """Of labels (L,) and experts (L,), in nats, from their counts."""
+    """Of labels (L,) and experts (L,), in nats, from their counts, less what so few of them would show by chance (Miller & Madow 1955); at least 0."""
+    seen = [len(np.unique(column)) for column in (labels, experts)]
+    by_chance = (seen[0] - 1) * (seen[1] - 1) / (2 * len(labels))
     joint = np.zeros((labels.max() + 1, experts.max() + 1))
     np.add.at(joint, (labels, experts), 1 / len(labels))
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     there = joint > 0
-    return max(0.0, float((joint[there] * np.log(joint[there] / independent[there])).sum()))
+    return max(0.0, float((joint[there] * np.log(joint[there] / independent[there])).sum()) - by_chance)
 
 
 def probe_policy(
@@ -167,10 +169,9 @@ def probe_policy(
     ``lanes`` play training tasks to fit, as many play held-out tasks of the families that were trained on.
     """
     split = family.split()
-    played = split.train[np.arange(lanes) % len(split.train)]
     held_out = split.test[split.test["member"] < len(family.members)]
-    lane_task = np.arange(lanes) % len(held_out)
-    tested = held_out[lane_task]
+    lane_task = _spread(lanes, len(held_out))
+    played, tested = split.train[_spread(lanes, len(split.train))], held_out[lane_task]
     fit = known_of(policy, family, played, episodes=episodes, rule=rule, seed=derive_seed(seed, "fit"))
     known = known_of(policy, family, tested, episodes=episodes, rule=rule, seed=derive_seed(seed, "test"))
     names = family_names(family)
@@ -190,6 +191,11 @@ def probe_policy(
     picture = embedding(known.features[features], tested["member"], quadrants(family, tested))
     found["embedding"] = {"features": features, "families": names, **picture}
     return found
+
+
+def _spread(lanes: int, num_tasks: int) -> Array:
+    """(L,) tasks of the lanes, evenly over a list that holds one family after the other."""
+    return np.linspace(0, num_tasks, lanes, endpoint=False).astype(np.int64)
 
 
 def family_names(family: Mixed) -> list[str]:
@@ -254,4 +260,4 @@ def _row(features: str, label: str, right: Array, usual: Array, lane_task: Array
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
     ends = None if estimate.over_tasks is None else estimate.over_tasks.ravel().tolist()
-    return {"mean": estimate.mean.item(), "over_tasks": ends}
+    return {"mean": estimate.mean.item(), "over_tasks": ends, "fixed_tasks": None}

@@ -92,7 +92,7 @@ class ToldEnv(gym.Env):
             self._env.close()
         task = self._family.sample_task(self._rng)
         self._env, self._told, self._clock = self._family.make_env(**task), self._family.told(task), 0
-        self._ends_early = self._rng.random() < self._end_when_fallen
+        self._ends_early = self._end_when_fallen > 0 and self._rng.random() < self._end_when_fallen
         observation, info = self._env.reset(seed=int(self._rng.integers(2**31)))
         return self._telling(observation), info
 
@@ -140,6 +140,10 @@ def train_oracle(name: str, options: Options, *, command: str = "", progress: bo
     family = make_family(name)
     if not isinstance(family, MujocoFamily):
         raise UserError(f"{name} is no MuJoCo family, so it has no trained oracle: choose another")
+    if options.end_when_fallen and not family.make_env(**family.sample_task(np.random.default_rng(0))).can_fall:
+        raise UserError(
+            f"--end-when-fallen {options.end_when_fallen}: {family.robot} has no rule of when it has fallen, leave it out"
+        )
     out = options.out or FOLDER / f"{family.name}.safetensors"
     work = options.work or Path("runs/oracles") / family.name
     check_output_file(out, "--out")
@@ -200,7 +204,7 @@ class _Run:
     def _check_settings(self, checkpoint: Path) -> None:
         kept = json.loads((checkpoint / "state.json").read_text())
         for key, value in self.settings.items():
-            if kept["settings"].get(key) != value:
+            if kept["settings"].get(key, getattr(Options(), key, None)) != value:
                 raise UserError(
                     f"{self.work} holds a training with {key} {kept['settings'].get(key)}, this one has {value}: take the same, or another --work"
                 )

@@ -14,7 +14,7 @@ from scipy import optimize, special, stats
 from agents import make_source
 from envs import bayesian_optimisation, make_family
 from envs.bayesian_optimisation import BayesianOptimisation
-from envs.test_functions import FUNCTIONS
+from envs.benchmark_functions import FUNCTIONS
 from icrl.interfaces import Step, UserError
 from icrl.rollout import rollout
 from icrl.seeding import LaneStreams, generator

@@ -1,7 +1,7 @@
 """The in-context agent: what it computes through its cache is what the training pass computes on the window that it holds."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -116,7 +116,8 @@ def as_window(agent, lane, observation):
 @pytest.mark.parametrize("also", [(), ("episode_return", "previous_observation"), ("plans",)])
 @torch.no_grad()
 def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
-    agent, script = make_agent(**dict.fromkeys(also, True))  # type: ignore[arg-type], Script(3, 40)
+    given: Any = dict.fromkeys(also, True)
+    agent, script = make_agent(**given), Script(3, 40)
     agent.reset(3)
     fullest = 0
     for t, output in live(agent, script, 40):
@@ -133,7 +134,7 @@ def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
 
 @torch.no_grad()
 def test_a_policy_that_predicts_returns_reads_finished_episodes_by_what_they_brought():
-    options = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 9, "cross_episode": "beats"}
+    options: Any = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 9, "cross_episode": "beats"}
     agent, script = make_agent(**options), Script(3, 40)
     agent.reset(3)
     judged = set()
@@ -191,6 +192,93 @@ def test_plans_begin_by_the_rule():
             np.testing.assert_array_equal(began, steps % 2 == 0)
     assert shares["never"] == 0 and 0.35 < shares["chance"] < 0.65
     assert 0 < shares["doubt"] < 1 and shares["always doubt"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"plans": True}, {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 5, "cross_episode": "equals"}],
+)
+def test_what_a_lane_does_does_not_depend_on_the_others(options):
+    """Nor on how often they doubt: lanes 0 to 2 of six do what they do among three."""
+    taken = {}
+    for lanes in (3, 6):
+        agent, script = make_agent(**options), Script(6, 40)
+        agent.rule = ActionRule(plans=PlanRule(0.1, 0.4))
+        agent.reset(lanes)
+        taken[lanes] = []
+        for t in range(40):
+            decision = agent.act(script.observation[t][:lanes])
+            taken[lanes].append(decision.action[:3])
+            step = script.step(t, np.resize(decision.action, 6))
+            agent.observe(Step(*(part[:lanes] for part in step)))
+    np.testing.assert_array_equal(taken[3], taken[6])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"plans": True}, {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 5, "cross_episode": "equals"}],
+)
+def test_plans_and_returns_go_on_in_a_saved_context_and_start_afresh_in_a_lane_that_is_reset(options, tmp_path):
+    agent, again, script = make_agent(**options), make_agent(**options), Script(3, 40)
+    agent.reset(3)
+    for t in range(17):
+        agent.observe(script.step(t, agent.act(script.observation[t]).action))
+    agent.save_context(tmp_path / "context.npz")
+    again.restore_context(tmp_path / "context.npz")
+    for t in range(17, 30):
+        one, other = (a.act(script.observation[t]) for a in (agent, again))
+        np.testing.assert_array_equal(one.action, other.action)
+        assert one.behaviour_log_prob is not None and other.behaviour_log_prob is not None
+        np.testing.assert_allclose(one.behaviour_log_prob, other.behaviour_log_prob, rtol=1e-3, atol=1e-4)
+        for a in (agent, again):
+            a.observe(script.step(t, one.action))
+    agent.reset([1])
+    if agent.plans is not None:
+        assert agent.act(script.observation[30]).plan[1] == PLAN_BEGINS  # type: ignore[index]
+    with pytest.raises(UserError, match="was saved by an agent for"):
+        make_agent().restore_context(tmp_path / "context.npz")
+
+
+def test_asking_again_leaves_plans_as_they_were():
+    agent, script = make_agent(plans=True), Script(3, 12)
+    agent.rule = ActionRule(plans=PlanRule(0.0, 0.0))
+    agent.reset(3)
+    for t in range(12):
+        for _ in range(2):
+            decision = agent.act(script.observation[t])
+            agent.action_probs(script.observation[t])
+        starts = np.ones(3, bool) if t == 0 else script.ended[t - 1]
+        np.testing.assert_array_equal(decision.plan == PLAN_BEGINS, starts)  # type: ignore[possibly-undefined]
+        kept = [part.clone() for part in (agent.cache.keys, agent.cache.values)]
+        agent.observe(script.step(t, decision.action))
+        agent._reread(np.arange(3))
+        for part, was in zip((agent.cache.keys, agent.cache.values), kept, strict=True):
+            for lane, length in enumerate(agent.context.lengths.tolist()):
+                torch.testing.assert_close(part[:, lane, :, :length], was[:, lane, :, :length], rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_observed_without_a_choice_is_read_whole():
+    """Episodes that end without an act in between, of different lengths."""
+    options: Any = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 5, "cross_episode": "beats"}
+    agent, other, script = make_agent(**options), make_agent(**options), Script(3, 9)
+    agent.reset(3)
+    for t in range(9):
+        agent.observe(script.step(t, np.zeros(3, int)))
+    other.reset(3)
+    agent.act(script.observation[9])
+    other.context = agent.context
+    other._reread(np.arange(3))
+    for lane, length in enumerate((2 * agent.context.lengths).tolist()):
+        torch.testing.assert_close(agent.cache.keys[:, lane, :, :length], other.cache.keys[:, lane, :, :length])
+
+
+def test_a_policy_that_predicts_returns_has_no_probabilities_and_takes_no_given_context():
+    agent = make_agent(return_to_go="predicted")
+    agent.reset(2)
+    with pytest.raises(UserError, match="for a return that it draws"):
+        agent.action_probs(np.zeros((2, 2), int))
+    with pytest.raises(UserError, match="a given context is for policies that read whole lives as they were"):
+        agent.load_context(given_context(2, 4))
 
 
 def test_at_an_episodes_start_there_is_room_for_a_whole_one():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from arm_family import run as run_evaluation
+from search_run import run_search
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import FAMILY, LAYOUTS, make_store
 
@@ -40,9 +41,10 @@ class Tags(list):
 
 
 def evaluation_tags() -> set[str]:
-    """The tags of an evaluation of a bandit, which has returns and regret."""
+    """The tags of an evaluation of a bandit, which has returns and regret, and of a search by plans."""
     tags = Tags()
-    log_evaluation(tags, evaluation_to_json(run_evaluation(episodes=1, hide_rewards=False)))
+    for evaluation in (run_evaluation(episodes=1, hide_rewards=False), run_search(episodes=2)):
+        log_evaluation(tags, evaluation_to_json(evaluation))
     return set(tags)
 
 

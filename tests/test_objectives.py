@@ -484,6 +484,33 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"short_window": True}, "short_window True is an option of AD"),
         ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is no option of DPT: set it to 0"),
         ("dpt", {"layout": "transition"}, {}, "transition has no positions: set model.rotary to False"),
+        ("ad", {"plans": True}, {}, "model.plans is for objective dpt in layout step"),
+        ("dpt", {}, {"told_by": 1.0}, "told_by 1.0 says when plans .* no longer needed: set model.plans to True"),
+        (
+            "dpt",
+            {"layout": "transition", "rotary": False, "cross_episode": "beats"},
+            {},
+            "are options of model.layout step",
+        ),
+        ("icee", {}, {}, "icee and model.return_to_go predicted belong together, not icee and off"),
+        ("ad", {"return_to_go": "predicted"}, {}, "belong together, not ad and predicted"),
+        ("icee", {"return_to_go": "predicted", "window": 7}, {}, "shorter than two episodes .* ICEE .* at least 8"),
+        ("icee", {"return_to_go": "predicted", "return_bins": 1}, {}, "return_bins 1 .* at least 2 values"),
+        (
+            "icee",
+            {"return_to_go": "predicted", "interleaved": True},
+            {},
+            "set model.episodic and model.interleaved to False",
+        ),
+        ("icee", {"return_to_go": "predicted"}, {"label_smoothing": 0.1}, "is no option of ICEE: set it to 0"),
+        ("icee", {"return_to_go": "predicted"}, {"most_weight": 0.0}, "most_weight is 0.0, expected more than 0"),
+        (
+            "icee",
+            {"return_to_go": "predicted"},
+            {"estimate_behaviour": True, "symmetries": True},
+            "knows tasks as they are",
+        ),
+        ("dpt", {}, {"estimate_behaviour": True}, "are options of ICEE, not of DPT"),
     ],
 )
 def test_contradictions_are_refused(name, model, options, words):
@@ -542,9 +569,26 @@ def test_where_every_step_begins_a_plan_the_loss_is_dpts_own():
     window = encoded((LENGTH, 7))
     policy = small_policy("step", plans=True)
     always = replace(window, plan=np.full(window.valid.shape, PLAN_BEGINS, np.uint8))
-    assert loss_of("dpt", policy, always).loss == loss_of("dpt", policy, window).loss  # histories without plans
-    now_and_then = replace(window, plan=(PLAN_BEGINS * (np.arange(LENGTH) % 2 == 0) * np.ones((2, 1))).astype(np.uint8))
-    assert loss_of("dpt", policy, now_and_then).loss != loss_of("dpt", policy, window).loss
+    plain = small_policy("step")
+    shared = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("tokens.plan.")}
+    flag = policy.tokens.plan.weight[1]  # what it adds to every token
+    plain.load_state_dict({**shared, "tokens.kind.weight": shared["tokens.kind.weight"] + flag})
+    torch.testing.assert_close(loss_of("dpt", policy, always).loss, loss_of("dpt", plain, window).loss)
+    goes_on = np.where(np.arange(LENGTH) % 2, PLAN_OF_TASK, PLAN_BEGINS) * np.ones((2, 1), int)  # the same steps count
+    goes_on = replace(window, plan=goes_on.astype(np.uint8))
+    assert abs(loss_of("dpt", policy, goes_on).loss - loss_of("dpt", policy, always).loss) > 1e-3
+
+
+def test_plans_and_histories_of_plans_belong_together():
+    window = encoded((LENGTH,))
+    with pytest.raises(
+        UserError, match="learns from histories of plans, which these are not: collect from source plans"
+    ):
+        loss_of("dpt", small_policy("step", plans=True), window)
+    planned = replace(window, plan=np.full(window.valid.shape, PLAN_BEGINS, np.uint8))
+    for layout in ("step", "transition"):
+        with pytest.raises(UserError, match=r"the policy is not told where they begin: set model\.plans to True"):
+            loss_of("dpt", small_policy(layout), planned)
 
 
 # ICEE

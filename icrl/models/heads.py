@@ -43,21 +43,24 @@ class CategoricalHead(nn.Module):
         """(...,) float: 1 where the most probable action is the label."""
         return (logits.argmax(-1) == action.long() - self.start).float()
 
-    def log_prob(self, logits: Tensor, action: np.ndarray) -> np.ndarray:
-        """(B,) log-probabilities of actions (B,) under logits (B, A)."""
-        return -self.loss(logits, torch.as_tensor(action, device=logits.device)).cpu().numpy()
+    def log_prob(self, logits: Tensor, action: np.ndarray, action_mask: np.ndarray | None) -> np.ndarray:
+        """(B,) log-probabilities of actions (B,) under logits (B, A), at temperature 1; masked actions have probability 0."""
+        return -self.loss(_allowed(logits, action_mask), torch.as_tensor(action, device=logits.device)).cpu().numpy()
 
     def choose(
         self, logits: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions (B,) and their log-probabilities (B,) under logits (B, A); masked actions have probability 0."""
-        logits = logits.float() / rule.temperature
-        if action_mask is not None:
-            allowed = torch.as_tensor(np.asarray(action_mask, bool), device=logits.device)
-            logits = logits.masked_fill(~allowed, -math.inf)
+        logits = _allowed(logits.float() / rule.temperature, action_mask)
         log_probs = F.log_softmax(logits, -1).cpu().numpy()
         draw = log_probs.argmax(-1) if rule.greedy else streams.choice(np.exp(log_probs))
         return draw + self.start, np.take_along_axis(log_probs, draw[:, None], 1)[:, 0]
+
+
+def _allowed(logits: Tensor, action_mask: np.ndarray | None) -> Tensor:
+    if action_mask is None:
+        return logits
+    return logits.masked_fill(~torch.as_tensor(np.asarray(action_mask, bool), device=logits.device), -math.inf)
 
 
 class GaussianHead(nn.Module):
@@ -83,10 +86,6 @@ class GaussianHead(nn.Module):
         """(...,) float: 1 where the label lies within two standard deviations in every dimension."""
         mean, log_std = params.float().chunk(2, -1)
         return ((action.float() - mean).abs() <= 2 * log_std.exp()).all(-1).float()
-
-    def log_prob(self, params: Tensor, action: np.ndarray) -> np.ndarray:
-        """(B,) log-densities of actions (B, A)."""
-        return -self.loss(params, torch.as_tensor(action, device=params.device)).cpu().numpy()
 
     def choose(
         self, params: Tensor, streams: LaneStreams, rule: ActionRule, action_mask: np.ndarray | None

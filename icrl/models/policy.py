@@ -163,18 +163,18 @@ class Policy(nn.Module):
         """The first token of a new step (B, 1, ...) in every lane -> logits of the return still to come (B, bins)."""
         assert self.return_head is not None, "this policy predicts no returns"
         x = self.tokens(observation, previous, episode, episode_step)
-        return self.return_head(self._next(x[:, :1], episode_step, cache))
+        return self.return_head(self._next(x[:, :1], episode_step, cache, 0))
 
     def answer_cached(
         self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, cache: KVCache
     ) -> Tensor:
         """The second token of the same step, which holds ``previous.return_to_go`` -> head parameters (B, ·)."""
         x = self.tokens(observation, previous, episode, episode_step)
-        return self.head(self._next(x[:, 1:], episode_step, cache))
+        return self.head(self._next(x[:, 1:], episode_step, cache, 1))
 
-    def _next(self, x: Tensor, episode_step: Tensor, cache: KVCache) -> Tensor:
-        """One more token (B, 1, D) in every lane -> its features (B, D)."""
-        told = self.told(episode_step, cache.lengths[:, None])
+    def _next(self, x: Tensor, episode_step: Tensor, cache: KVCache, number: int) -> Tensor:
+        """Token ``number`` of a new step, (B, 1, D), in every lane -> its features (B, D)."""
+        told = self.told(episode_step, cache.lengths[:, None] - number)
         view = CacheView(cache, 1, None, told=None if told is None else told[:, :1])
         features = self.transformer(x, view)
         view.keep(1)

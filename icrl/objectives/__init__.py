@@ -44,12 +44,7 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         )
     _check_conditioning(config, model)
     _check_plans(config, model, spec)
-    if config.name != "icee" and (config.estimate_behaviour or not config.corrected):
-        raise UserError(
-            f"objective.corrected and objective.estimate_behaviour are options of ICEE, not of {config.name.upper()}: set them to True and False"
-        )
-    if not config.most_weight > 0:
-        raise UserError(f"objective.most_weight is {config.most_weight}, expected more than 0")
+    _check_icee(config, model, spec)
     if config.name != "dpt" and config.privileged_sources:
         raise UserError(
             f"objective.privileged_sources is an option of DPT, not of {config.name.upper()}: leave it empty"
@@ -64,13 +59,16 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
             raise UserError(
                 f"objective.{name} {getattr(config, name)} is an option of AD, not of {config.name.upper()}: set it to {unused}"
             )
-    if config.name == "dpt" and config.label_smoothing:
-        raise UserError(f"objective.label_smoothing {config.label_smoothing} is no option of DPT: set it to 0")
+    if config.name in ("dpt", "icee") and config.label_smoothing:
+        raise UserError(
+            f"objective.label_smoothing {config.label_smoothing} is no option of {config.name.upper()}: set it to 0"
+        )
     if model.layout == "transition" and model.rotary:
         raise UserError("model.layout transition has no positions: set model.rotary to False")
-    if model.layout == "transition" and (model.interleaved or model.episodic or model.conditioned):
+    others = model.interleaved or model.episodic or model.return_to_go != "off" or model.cross_episode != "off"
+    if model.layout == "transition" and others:
         raise UserError(
-            "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False and off"
+            "model.interleaved, model.episodic, model.return_to_go and model.cross_episode are options of model.layout step: set them to False and off"
         )
 
 
@@ -88,19 +86,31 @@ def _check_plans(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) 
         )
 
 
-def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
-    """What an objective asks of ``model.episodic`` and ``model.return_to_go``."""
-    if config.name == "dpt" and model.episodic and not model.memory.k:
+def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -> None:
+    """What objective ``icee`` asks for."""
+    if config.name != "icee" and (config.estimate_behaviour or not config.corrected):
         raise UserError(
-            "model.episodic cuts histories into episodes, from which DPT's labels do not follow: set it to False, or give the model a memory"
+            f"objective.corrected and objective.estimate_behaviour are options of ICEE, not of {config.name.upper()}: set them to True and False"
         )
-    if config.name == "dt" and not (model.conditioned and model.episodic):
-        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
-    if config.search_return and config.name != "dt":
-        raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
+    if not config.most_weight > 0:
+        raise UserError(f"objective.most_weight is {config.most_weight}, expected more than 0")
     if (config.name == "icee") != model.predicts_returns:
         raise UserError(
             f"objective.name icee and model.return_to_go predicted belong together, not {config.name} and {model.return_to_go}: set both or neither"
+        )
+    if config.name == "icee" and model.window < 2 * spec.horizon:
+        raise UserError(
+            f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and ICEE learns across episodes: set it to "
+            f"at least {2 * spec.horizon}"
+        )
+    if config.estimate_behaviour and (config.symmetries or not config.corrected):
+        raise UserError(
+            "objective.estimate_behaviour knows tasks as they are, and serves objective.corrected: set it to False, or symmetries to False and corrected to True"
+        )
+    box = spec.action_space
+    if config.name == "icee" and config.corrected and isinstance(box, gym.spaces.Box) and not box.is_bounded():
+        raise UserError(
+            f"ICEE compares the source with uniform actions, which {box} has none of: bound it, or set objective.corrected to False"
         )
     if config.name == "icee" and (model.episodic or model.memory.k or model.interleaved):
         raise UserError(
@@ -111,5 +121,17 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
             f"model.return_bins {model.return_bins} from model.return_low {model.return_low:g} to return_high {model.return_high:g}: expected at least 2 values, "
             "and a lower and a higher end"
         )
+
+
+def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
+    """What an objective asks of ``model.episodic`` and ``model.return_to_go``."""
+    if config.name == "dpt" and model.episodic and not model.memory.k:
+        raise UserError(
+            "model.episodic cuts histories into episodes, from which DPT's labels do not follow: set it to False, or give the model a memory"
+        )
+    if config.name == "dt" and not (model.conditioned and model.episodic):
+        raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
+    if config.search_return and config.name != "dt":
+        raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
     if model.conditioned and config.name != "dt":
         raise UserError(f"model.return_to_go is for objective dt, not {config.name}: set it to off")

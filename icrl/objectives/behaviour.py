@@ -55,7 +55,9 @@ def estimate_behaviour(store: HistoryStore, seed: int, *, progress: bool = True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "behaviour"))
         model = Behaviour(store.spec, len(store.split.train))
-    sampler = WindowSampler(store, LENGTH, start_fraction=0.0, seed=derive_seed(seed, "behaviour windows"))
+    sampler = WindowSampler(
+        store, LENGTH, start_fraction=0.0, anywhere=True, seed=derive_seed(seed, "behaviour windows")
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     bar = tqdm(range(STEPS), desc="behaviour", unit="step", disable=not progress)
     for step in bar:

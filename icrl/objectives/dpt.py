@@ -11,6 +11,8 @@ tells at least in part of what came before, anywhere), sequential
 data keep their order (a random subset of a learner's history would leak what the rest taught it), and scattered transitions, which no learner chose,
 are shuffled at each fetch. A source that knows the task would leak it by what it does: its prefixes count only once a reward has told as much
 (``privileged_sources``). Deviation from the public code: the empty prefix is trained.
+
+With ``model.plans`` the policy is also told where plans begin, and learns to go on with what it has begun (history-conditioned DPT): see ``agents.plans``.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ class DecisionPretraining:
         if window.optimal_action is None:
             raise UserError(
                 "DPT needs optimal actions, which these histories lack: collect from a family with an optimal policy"
+            )
+        if window.plan is not None and not policy.config.plans:
+            raise UserError(
+                "these are histories of plans, of which some know the task, and the policy is not told where they begin: set model.plans to True"
             )
         if policy.config.layout == "step":
             counted = window.valid & self._fair(window, window.reward) & known_past(window)[:, None]
@@ -84,7 +90,9 @@ class DecisionPretraining:
         Those with which a plan begins, those of the task's own plan, and all after an episode has told everything.
         """
         if window.plan is None:
-            return np.ones(window.valid.shape, bool)
+            raise UserError(
+                "model.plans learns from histories of plans, which these are not: collect from source plans"
+            )
         answered = window.plan > 0
         if self.config.told_by:
             tells = np.maximum.accumulate(window.episode_return + window.reward >= self.config.told_by, 1)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 
-from icrl.config import ObjectiveConfig
+from icrl.config import ModelConfig, ObjectiveConfig
 from icrl.data.sampling import Window
+from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, UserError
 from icrl.models.policy import Policy
 from icrl.objectives.base import LossOutput, masked_loss, step_inputs, tensor
@@ -32,7 +33,7 @@ class InContextExploration:
 
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         device = policy.device
-        _check_returns(policy, window)
+        check_returns(window.return_to_go[window.valid], policy.config)
         output, logits = policy.window_and_returns(*step_inputs(policy, window))
         weights = self._weights(policy, window)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
@@ -52,15 +53,8 @@ class InContextExploration:
         if not self.config.corrected:
             return np.ones(window.valid.shape, np.float32)
         log_probs = window.behaviour_log_prob if self.behaviour is None else self.behaviour.complete(window)
-        if log_probs is None or np.isnan(log_probs[window.valid]).any():
-            raise UserError(
-                "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour to True, "
-                "or objective.corrected to False"
-            )
-        if np.isneginf(log_probs[window.valid]).any():
-            raise UserError(
-                "these histories hold actions that their source says were impossible (probability 0): correct its log-probabilities and collect again"
-            )
+        check_log_probs(None if log_probs is None else log_probs[window.valid], estimated=self.behaviour is not None)
+        assert log_probs is not None
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
         return np.where(window.valid, weights, 0).astype(np.float32)
 
@@ -74,8 +68,32 @@ def _log_uniform(policy: Policy) -> float:
     return -float(np.log(space.high - space.low).sum())
 
 
-def _check_returns(policy: Policy, window: Window) -> None:
-    config, returns = policy.config, window.return_to_go[window.valid]
+def check_histories(store: HistoryStore, config: ObjectiveConfig, model: ModelConfig) -> None:
+    """Raise UserError where a store's histories bring returns that the policy cannot predict, or do not tell how probable their actions were."""
+    for number in range(store.num_histories):
+        history = store.history(number)
+        end = np.repeat(history.episode_offset[1:], np.diff(history.episode_offset))
+        lived = np.concatenate([[0.0], np.cumsum(history.reward, dtype=np.float64)])
+        check_returns(lived[end] - lived[:-1], model)
+        if config.corrected:
+            check_log_probs(history.behaviour_log_prob, estimated=config.estimate_behaviour)
+
+
+def check_log_probs(log_probs: Array | None, *, estimated: bool) -> None:
+    """Raise UserError for actions whose log-probability (n,) is not known, where it is not ``estimated``, or that were impossible."""
+    if not estimated and (log_probs is None or np.isnan(log_probs).any()):
+        raise UserError(
+            "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour to True, "
+            "or objective.corrected to False"
+        )
+    if log_probs is not None and np.isneginf(log_probs).any():
+        raise UserError(
+            "these histories hold actions that their source says were impossible (probability 0): correct its log-probabilities and collect again"
+        )
+
+
+def check_returns(returns: Array, config: ModelConfig) -> None:
+    """Raise UserError for returns still to come (n,) outside what the policy predicts."""
     low, high = float(returns.min()), float(returns.max())
     if low < config.return_low - 1e-3 or high > config.return_high + 1e-3:
         raise UserError(

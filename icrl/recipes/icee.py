@@ -1,7 +1,7 @@
 """ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from noisy episodes in no order, without any learner's histories.
 
-All variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), in ``biased`` ones with one direction twice as likely as
-each other one.
+Most variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), in ``biased`` ones with one direction twice as likely as
+each other one; ``..._random`` ones random behaviour alone.
 """
 
 from __future__ import annotations
@@ -54,10 +54,14 @@ def icee_darkroom_uncorrected() -> Recipe:
 
 
 def icee_darkroom_sorted() -> Recipe:
-    """Algorithm Distillation of the same episodes, sorted by their noise so that they look like learning."""
+    """Algorithm Distillation of the same behaviour, its noise falling so that histories look like learning."""
     biased = _icee(icee_darkroom_sorted, _EASY, SourceConfig("annealed", {"twice": _LEFT, "fall": 1.0}))
+    collect = replace(
+        biased.collect, num_histories=8_000, steps_per_history=400
+    )  # so that windows start in the middle, too
     return replace(
         biased,
+        collect=collect,
         model=replace(biased.model, return_to_go="off", cross_episode="off"),
         objective=ObjectiveConfig("ad", start_fraction=0.5, intended_labels=False),
     )

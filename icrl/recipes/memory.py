@@ -2,7 +2,7 @@
 
 RA-DT's protocol on the 10×10 Dark Room (Schmied et al. 2024): Q-learning's histories, and four ways to learn from them. All four read the same data and take
 actions by the same rule and make as many updates. RA-DT and DT see half an episode at once; AD and DPT see three episodes, and half as many
-windows in an update, which are three times RA-DT's predictions in about RA-DT's time.
+windows in an update, which are three times RA-DT's predictions.
 
 Committed explorers in rooms so large that they see half an episode at once, with a memory and without.
 """

@@ -1,6 +1,6 @@
 """T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without; and its robots.
 
-All variants have as many active weights and read the same windows; ``t2mir_ad_dense`` has no mixture. On robots the dense models are the recipes ``point_robot``
+All variants have as many active weights, and in the rooms read the same windows; ``t2mir_ad_dense`` has no mixture. On robots the dense models are the recipes ``point_robot``
 and ``cheetah_vel`` for DPT, and ``..._dense`` for AD, whose histories are those of an optimal policy under falling noise (AD^eps).
 """
 
@@ -120,7 +120,7 @@ def t2mir_ad_point_robot() -> Recipe:
 
 def t2mir_ad_point_robot_dense() -> Recipe:
     """Algorithm Distillation on a plane with an unseen goal, from the histories of an optimal policy under falling noise (privileged data)."""
-    return _falling_noise(t2mir_ad_point_robot_dense, point_robot(), episodes=20, histories=8000)
+    return _falling_noise(t2mir_ad_point_robot_dense, point_robot(), episodes=20, horizon=20, histories=8000)
 
 
 def t2mir_ad_cheetah_vel() -> Recipe:
@@ -130,7 +130,7 @@ def t2mir_ad_cheetah_vel() -> Recipe:
 
 def t2mir_ad_cheetah_vel_dense() -> Recipe:
     """Algorithm Distillation on HalfCheetah-Vel, from the histories of an oracle under falling noise (privileged data)."""
-    return _falling_noise(t2mir_ad_cheetah_vel_dense, cheetah_vel(), episodes=5, histories=900)
+    return _falling_noise(t2mir_ad_cheetah_vel_dense, cheetah_vel(), episodes=5, horizon=200, histories=900)
 
 
 def _with_experts(function: Callable[[], Recipe], dense: Recipe) -> Recipe:
@@ -138,10 +138,11 @@ def _with_experts(function: Callable[[], Recipe], dense: Recipe) -> Recipe:
     return replace(dense, name=function.__name__.replace("_", "-"), description=first_line(function), model=model)
 
 
-def _falling_noise(function: Callable[[], Recipe], robot: Recipe, *, episodes: int, histories: int) -> Recipe:
-    """AD^eps on a robot's tasks: windows of half a history of that many episodes."""
-    horizon = robot.collect.steps_per_history if robot.name == "cheetah-vel" else 20
-    window = max(2, episodes // 2) * horizon
+def _falling_noise(
+    function: Callable[[], Recipe], robot: Recipe, *, episodes: int, horizon: int, histories: int
+) -> Recipe:
+    """AD^eps on a robot's tasks: windows of two fifths of a history of that many episodes."""
+    window = 2 * episodes // 5 * horizon
     return replace(
         robot,
         name=function.__name__.replace("_", "-"),
@@ -154,5 +155,5 @@ def _falling_noise(function: Callable[[], Recipe], robot: Recipe, *, episodes: i
         ),
         model=ModelConfig(window=window, width=64, num_layers=3, num_heads=4),
         objective=ObjectiveConfig("ad", intended_labels=False),
-        train=replace(robot.train, steps=1500, batch_size=32, validate_every=500),
+        train=replace(robot.train, steps=1500, batch_size=32, pairs=True, validate_every=500),
     )

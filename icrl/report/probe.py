@@ -40,11 +40,16 @@ def probe_blocks(probe: Probe, name: str) -> list[Block]:
         known = " and ".join(
             f"{number(value)} nats of the {label}" for label, value in probe.mutual_information.items()
         )
-        families = f"which of {len(probe.families)} equally frequent families it is takes {number(math.log(len(probe.families)))}"
-        blocks.append(Text(f"The first choice of the last task router tells {known} (mutual information; {families})."))
+        blocks.append(
+            Text(
+                f"The first choice of the last task router tells {known} (mutual information, less what so few lanes would show by chance)."
+            )
+        )
     blocks.append(_embedding_picture(probe.embedding, f"{name}-embedding.png"))
     if probe.conflict is None:
-        blocks.append(Text("Gradients were not compared: the histories that the policy was trained on were gone."))
+        blocks.append(
+            Text("Gradients were not compared: the histories that the policy was trained on were not in the run.")
+        )
     else:
         blocks.append(_conflict_picture(probe.conflict, f"{name}-conflict.png"))
     return blocks

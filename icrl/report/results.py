@@ -139,7 +139,7 @@ def search_blocks(group: Group) -> list[Block]:
         (
             r.label,
             _knows(r),
-            *(estimate_text(r.record["search"][key]) for key in ("final_regret", "agent_minus_this")),
+            *(_percent(r.record["search"][key]) for key in ("final_regret", "agent_minus_this")),
             f"{r.record['steps_per_second']:,.0f}",
         )
         for r in rows
@@ -150,6 +150,13 @@ def search_blocks(group: Group) -> list[Block]:
         ),
         Table(header, tuple(body), "Simple regret, with 95 % intervals over functions", _strong(rows)),
     ]
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    """An estimate of a share, in percent."""
+    ends = interval(estimate)
+    shown = None if ends is None else (100 * ends[0], 100 * ends[1])
+    return f"{number(100 * estimate['mean'], shown)} %"
 
 
 def _exactness_table(group: Group) -> list[Block]:
