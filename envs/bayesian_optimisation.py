@@ -130,7 +130,7 @@ class BayesianOptimisation:
         return tasks
 
     def make_vec(self, tasks: Tasks, lane_ids: Array | None = None) -> TaskVectorEnv:
-        """Lane i plays ``tasks[i]``; whose functions are made now, about 20 ms for each draw. Raises UserError for fields out of their range."""
+        """Lane i plays ``tasks[i]``; its function is made when it is first asked for, in about 20 ms for a draw. Raises UserError for fields out of their range."""
         _check(tasks)
         return BayesianOptimisationVectorEnv(self, tasks, lane_ids)
 
@@ -181,7 +181,11 @@ class BayesianOptimisationVectorEnv(NativeVectorEnv):
     def __init__(self, family: BayesianOptimisation, tasks: Tasks, lane_ids: Array | None):
         super().__init__(family.spec, tasks, lane_ids)
         self._family = family
-        self._values = family.values(self.tasks)  # (B, A) without noise; made now, so that no agent's time counts it
+
+    @cached_property
+    def _values(self) -> Array:
+        """(B, A) without noise."""
+        return self._family.values(self.tasks)
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """One evaluation in every lane: all that an episode has, so it is terminated, not cut off."""

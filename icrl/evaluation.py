@@ -103,6 +103,10 @@ def evaluate(
     contexts = (
         [run.context(seed, (context_agents or {})[config.context]) for seed in config.seeds] if run.offline else []
     )
+    references = {  # first, so that what a family must make for its tasks counts in no agent's time
+        "optimal_return": np.asarray(family.optimal_return(tasks), np.float64),
+        "random_return": np.asarray(family.random_return(tasks), np.float64),
+    }
     knows, trained, results = privileged or {}, notes or {}, {}
     for name, factory in agents.items():
         role = "agent" if name == primary else "baseline"
@@ -123,8 +127,7 @@ def evaluate(
         tasks=tasks,
         num_split_tasks=len(split_tasks),
         lane_task=run.lane_task,
-        optimal_return=np.asarray(family.optimal_return(tasks), np.float64),
-        random_return=np.asarray(family.random_return(tasks), np.float64),
+        **references,
         agents=results,
     )
 

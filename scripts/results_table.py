@@ -148,6 +148,22 @@ LINES = (
         f"DPT {_numbers([_ONLINE[e] for e in ('1', '2', '40')])}",
     ),
     Line(
+        "darkroom-plans",
+        0,
+        "10×10 Dark Room, history-conditioned DPT (privileged data: optimal actions as labels, no posterior): episode 1 / 2 / 3 / 10",
+        episodes("agent", 1, 2, 3, 10),
+        lambda record: f"a sample held until refuted {episodes('sample_and_hold', 1, 2, 3, 10)(record)}",
+        f"DPT {_numbers([_ONLINE[e] for e in '123'])}",
+    ),
+    Line(
+        "darkroom-plans",
+        1,
+        "the same weights, a new plan with every action, which is DPT: episode 1 / 2 / 3 / 10",
+        episodes("agent", 1, 2, 3, 10),
+        lambda record: "see the rows of `darkroom-dpt`",
+        "",
+    ),
+    Line(
         "darkroom-ad",
         0,
         "9×9 Dark Room, 20 steps, distilled Q-learning: episode 1 / 50 / 200",

@@ -481,7 +481,7 @@ def test_where_everything_was_evaluated_searchers_go_on():
     "source, options, family, message",
     [
         ("gp_ei", {}, "gaussian_bandit", "gp_ei needs a family whose actions are points"),
-        ("gp_thompson", {}, "point_robot", "gp_thompson needs discrete actions"),
+        ("gp_thompson", {}, "point_robot", "gp_thompson needs a family whose actions are points"),
         ("gp_thompson", {"hyper_parameters": "true"}, "bayesian_optimisation", "only of tasks that are draws"),
         (
             "thompson",

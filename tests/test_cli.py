@@ -296,7 +296,7 @@ MISTAKES = {
     "family": (["run", "smoke", "--family.name", "dakroom"], "did you mean darkroom?"),
     "no family at all": (
         ["run", "smoke", "--family.name", "fjord"],
-        "known: ant_dir, augmented, bernoulli_bandit",
+        "known: ant_dir, augmented, bayesian_optimisation",
     ),
     "no family": (
         ["run", "smoke", "--family.name", "icrl.config:Recipe"],

@@ -85,7 +85,7 @@ def test_mutual_information_of_equal_and_of_independent_labels():
     assert mutual_information(labels, np.tile([0, 1], 800)) == 0
     rng = np.random.default_rng(0)
     by_chance = [mutual_information(np.arange(600) % 60, rng.integers(8, size=600)) for _ in range(20)]
-    assert np.mean(by_chance) < 0.05  # of 60 labels; uncorrected it would be 0.4
+    assert np.mean(by_chance) < 0.1  # of 60 labels; uncorrected it would be 0.4
 
 
 def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_episodes():
