@@ -3,6 +3,9 @@
 A plan is what the optimal policy of some task would do. A lane follows the plans of drawn tasks, each for a while, none of them chosen for a reason that has to do with its own
 task; from a random step on it follows that of its own task, until what it earned tells everything. What a policy learns from that last plan is which
 tasks its beginning leaves possible: to go on with what it has begun.
+
+Drawn tasks are any of the family's (``sample_tasks``), held-out ones among them: their optimal actions are shown, as those of a prior over all tasks, but no lane
+plays them, so that they are never rewarded and never a label.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from icrl.interfaces import (
 from icrl.seeding import LaneStreams, generator
 
 _NUM_TASKS = 4096
-"""Tasks whose plans are followed."""
+"""Tasks drawn, whose plans are followed."""
 
 
 @dataclass(frozen=True)
