@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_sentinels
 from typing import Any
 
@@ -41,7 +42,8 @@ def map_in_processes(job: Job, parts: list[int], workers: int, advance: Callable
     stop, counter = context.Event(), context.Value("q", 0)
     seen = 0
     with ProcessPoolExecutor(workers, context, _start_worker, (job, stop, counter)) as pool:
-        futures: set[Future[None]] = {pool.submit(_run_part, part) for part in parts}
+        with _ctrl_c_held_back():
+            futures: set[Future[None]] = {pool.submit(_run_part, part) for part in parts}
         try:
             pending = futures
             while pending:
@@ -61,16 +63,25 @@ def map_in_processes(job: Job, parts: list[int], workers: int, advance: Callable
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """A process started in here never hears Ctrl-C, not even while it imports; its parent does, afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _job: Job | None = None
 _stop: Any = None
 _counter: Any = None
 
 
 def _start_worker(job: Job, stop: Any, counter: Any) -> None:
-    """Keep what is common to all parts; leave Ctrl-C to the parent; die with it."""
+    """Keep what is common to all parts; die with the parent."""
     global _job, _stop, _counter
     _job, _stop, _counter = job, stop, counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

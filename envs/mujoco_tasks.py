@@ -184,10 +184,11 @@ class WalkerParam(MujocoFamily):
             _check_positive(task, key)
 
     def told(self, task: Task | Tasks) -> Array:
-        exponents = []
-        for key, (shape, base) in self.MULTIPLIERS.items():
-            exponent = np.log(task[key]) / np.log(base)
-            exponents.append(exponent.reshape(*exponent.shape[: exponent.ndim - len(shape)], -1))
+        """Exponents of masses, dampings and sliding frictions, as shares of the greatest. A flat robot neither twists nor rolls on its contacts."""
+        exponents = [
+            np.log(task[key] if key != "friction" else task[key][..., 0]) / np.log(self.MULTIPLIERS[key][1])
+            for key in ("mass", "damping", "friction")
+        ]
         return np.concatenate(exponents, axis=-1) / self.RANGE
 
     def prepare(self, model: Any, task: Task) -> None:

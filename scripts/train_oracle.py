@@ -1,6 +1,6 @@
-"""``python -m scripts.train_oracle FAMILY``: one off-policy learner (SAC, Haarnoja et al. 2018) that is told the task, as the family's oracle.
+"""``python -m scripts.train_oracle FAMILY``: one learner that is told the task, as the family's oracle.
 
-The learner sees the observation and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the
+SAC (Haarnoja et al. 2018) needs few steps of the robot, PPO (Schulman et al. 2017) far less time for each. The learner sees the observation and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the
 validation tasks; the best actor so far is the result. A later call goes on from the last checkpoint: not bit for bit as if it had not
 been stopped, since the running episode is lost and its random numbers with it. Checkpoints are Stable-Baselines3's own and hold
 pickles: go on only from a folder that you made. The result is safetensors, which hold numbers alone.
@@ -12,9 +12,10 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -51,12 +52,14 @@ class Options(MachineOptions):
     """The oracle's file; default: where the project keeps it, envs/oracles/FAMILY.safetensors."""
     work: Path | None = None
     """Folder of checkpoints and TensorBoard curves; default: runs/oracles/FAMILY."""
+    algorithm: Literal["sac", "ppo"] = "sac"
+    """The learner: PPO for bodies that differ so much that thousands of them must be seen."""
     width: int = 128
     """Units in each of the two hidden layers."""
     learning_rate: float = 1e-3
     """Step size; it falls linearly to a tenth."""
     updates_per_step: float = 0.5
-    """Gradient steps per environment step, at most 1."""
+    """SAC's gradient steps per environment step, at most 1."""
     end_when_fallen: float = 0.0
     """Share of the training episodes that end when the robot is no longer healthy, by its own environment's rule; the family's own go on."""
     checkpoint_every: int = 20_000
@@ -121,7 +124,7 @@ def command(argv: list[str]) -> None:
 def remade_by(name: str, options: Options) -> str:
     """The command that makes these weights again, wherever its folders are."""
     default = Options()
-    told = ("steps", "width", "learning_rate", "updates_per_step")
+    told = ("steps", "algorithm", "width", "learning_rate", "updates_per_step")
     told += ("end_when_fallen", "checkpoint_every", "seed", "threads")
     given = {key: getattr(options, key) for key in told}
     words = [
@@ -149,7 +152,7 @@ def train_oracle(name: str, options: Options, *, command: str = "", progress: bo
     check_output_file(out, "--out")
     check_output_folder(work, f"--work {work}")
     work.mkdir(parents=True, exist_ok=True)
-    settings = {"family": family.name, "width": options.width, "seed": options.seed}
+    settings = {"family": family.name, "algorithm": options.algorithm, "width": options.width, "seed": options.seed}
     settings |= {"learning_rate": options.learning_rate, "updates_per_step": options.updates_per_step}
     settings["end_when_fallen"] = options.end_when_fallen
     run = _Run(family, options, work, out, settings, command)
@@ -169,37 +172,17 @@ class _Run:
         settings: dict[str, Any],
         command: str,
     ):
-        from agents.sb3 import ALGORITHMS
-
         self.family, self.options, self.work, self.out = family, options, work, out
         self.settings, self.command = settings, command
         self.best: dict[str, Any] = {"validation_return": -np.inf, "steps": 0}
         newest = max(work.glob("step-*"), default=None)
+        if newest is not None:
+            self._check_settings(newest)
         done = int(newest.name.removeprefix("step-")) if newest else 0
         rng = generator(options.seed, family.name, "oracle", done)
-        env = ToldEnv(family, rng, end_when_fallen=options.end_when_fallen)
-        device, seed = device_of(options), derive_seed(options.seed, "sac", done) % 2**31
-        sac: Any = ALGORITHMS["sac"]
-        if newest is None:
-            period = round(10 / options.updates_per_step)  # steps between two rounds of 10 updates
-            self.learner = sac(
-                "MlpPolicy",
-                env,
-                learning_rate=_Falling(options.learning_rate),
-                learning_starts=2000,
-                train_freq=period,
-                gradient_steps=10,
-                buffer_size=500_000,
-                policy_kwargs={"net_arch": [options.width] * 2},
-                tensorboard_log=str(work),
-                seed=seed,
-                device=device,
-            )
-        else:
-            self._check_settings(newest)
-            self.learner = sac.load(newest / "learner.zip", env=env, device=device, tensorboard_log=str(work))
-            self.learner.set_random_seed(seed)
-            self.learner.load_replay_buffer(newest / "replay.pkl")
+        seed = derive_seed(options.seed, options.algorithm, done) % 2**31
+        learner = {"sac": _Sac, "ppo": _Ppo}[options.algorithm]
+        self.learner: _Sac | _Ppo = learner(family, options, work, rng, seed, newest)
 
     def _check_settings(self, checkpoint: Path) -> None:
         kept = json.loads((checkpoint / "state.json").read_text())
@@ -211,29 +194,36 @@ class _Run:
         self.best = kept["best"]
 
     def train(self, progress: bool) -> None:
-        done, total = self.learner.num_timesteps, self.options.steps
+        model, total = self.learner.model, self.options.steps
+        done = kept = model.num_timesteps
         with tqdm(total=total, initial=done, desc=self.family.name, unit=" steps", disable=not progress) as bar:
 
             def after_step(*_: Any) -> bool:
-                now = self.learner.num_timesteps
+                nonlocal kept
+                now = model.num_timesteps
                 bar.update(now - bar.n)
-                if now % self.options.checkpoint_every == 0 or now >= total:
+                if now - kept >= self.options.checkpoint_every or now >= total:
+                    kept = now
                     self._checkpoint()
                     bar.set_postfix_str(f"best on validation tasks {self.best['validation_return']:.1f}")
                 return now < total
 
             if done < total:
-                self.learner.learn(
-                    total - done, callback=after_step, log_interval=10, tb_log_name="sac", reset_num_timesteps=done == 0
+                model.learn(
+                    total - done,
+                    callback=after_step,
+                    log_interval=10,
+                    tb_log_name=self.options.algorithm,
+                    reset_num_timesteps=done == 0,
                 )
         self._note_returns()
 
     def _checkpoint(self) -> None:
         """Play the validation tasks, keep the actor if it is the best so far, and keep all that a later call needs."""
-        steps, trial = self.learner.num_timesteps, self.work / "trial.safetensors"
-        _write(trial, _actor_layers(self.learner.actor), {})
+        steps, trial = self.learner.model.num_timesteps, self.work / "trial.safetensors"
+        _write(trial, self.learner.layers(), {})
         achieved = float(self._returns(OraclePolicy(trial), self.family.split().validation).mean())
-        self.learner.logger.record("oracle/validation_return", achieved)
+        self.learner.model.logger.record("oracle/validation_return", achieved)
         if achieved > self.best["validation_return"]:
             self.best = {"validation_return": achieved, "steps": steps}
             _write(self.out, load_file(trial), self._about())
@@ -241,8 +231,7 @@ class _Run:
         fresh, older = self.work / "incomplete", list(self.work.glob("step-*"))
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        self.learner.save(fresh / "learner.zip")
-        self.learner.save_replay_buffer(fresh / "replay.pkl")
+        self.learner.save(fresh)
         (fresh / "state.json").write_text(json.dumps({"settings": self.settings, "best": self.best}))
         fresh.rename(self.work / f"step-{steps:010}")
         for folder in older:
@@ -278,11 +267,119 @@ class _Run:
         _write(self.out, load_file(self.out), {**policy.metadata, "returns": json.dumps(returns)})
 
 
-def _actor_layers(actor: Any) -> dict[str, Array]:
-    """The mean of SAC's actor as ``OraclePolicy`` names its layers."""
-    layers = [layer for layer in [*actor.latent_pi, actor.mu] if hasattr(layer, "weight")]
+class _Sac:
+    """Soft actor-critic on one robot: what it saw is kept, and learned from again and again."""
+
+    def __init__(
+        self,
+        family: MujocoFamily,
+        options: Options,
+        work: Path,
+        rng: np.random.Generator,
+        seed: int,
+        checkpoint: Path | None,
+    ):
+        from stable_baselines3 import SAC
+
+        env, device = ToldEnv(family, rng, end_when_fallen=options.end_when_fallen), device_of(options)
+        if checkpoint is not None:
+            self.model = SAC.load(checkpoint / "learner.zip", env=env, device=device, tensorboard_log=str(work))
+            self.model.set_random_seed(seed)
+            self.model.load_replay_buffer(checkpoint / "replay.pkl")
+            return
+        self.model = SAC(
+            "MlpPolicy",
+            env,
+            learning_rate=_Falling(options.learning_rate),
+            learning_starts=2000,
+            train_freq=round(10 / options.updates_per_step),  # steps between two rounds of 10 updates
+            gradient_steps=10,
+            buffer_size=500_000,
+            policy_kwargs={"net_arch": [options.width] * 2},
+            tensorboard_log=str(work),
+            seed=seed,
+            device=device,
+        )
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder / "learner.zip")
+        self.model.save_replay_buffer(folder / "replay.pkl")
+
+    def layers(self) -> dict[str, Array]:
+        """The mean of the actor as ``OraclePolicy`` names its layers."""
+        actor = self.model.actor
+        return _named([*actor.latent_pi, actor.mu])
+
+
+class _Ppo:
+    """Proximal policy optimisation on sixteen robots at once. Its actions pass through tanh, as an ``OraclePolicy``'s do."""
+
+    def __init__(
+        self,
+        family: MujocoFamily,
+        options: Options,
+        work: Path,
+        rng: np.random.Generator,
+        seed: int,
+        checkpoint: Path | None,
+    ):
+        from stable_baselines3 import PPO
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+        from torch import nn
+
+        def make_env(lane: np.random.Generator) -> gym.Env:
+            env = ToldEnv(family, lane, end_when_fallen=options.end_when_fallen)
+            reach = gym.spaces.Box(-5, 5, env.action_space.shape, np.float32)  # to within 1e-4 of what a motor can do
+            return gym.wrappers.TransformAction(env, np.tanh, reach)
+
+        device = device_of(options)
+        lanes = VecMonitor(DummyVecEnv([partial(make_env, lane) for lane in rng.spawn(16)]))
+        if checkpoint is not None:
+            self._normal = VecNormalize.load(str(checkpoint / "normal.pkl"), lanes)
+            self.model = PPO.load(
+                checkpoint / "learner.zip", env=self._normal, device=device, tensorboard_log=str(work)
+            )
+            self.model.set_random_seed(seed)
+            return
+        self._normal = VecNormalize(lanes, clip_obs=np.inf)
+        self.model = PPO(
+            "MlpPolicy",
+            self._normal,
+            learning_rate=_Falling(options.learning_rate),
+            n_steps=256,
+            batch_size=512,
+            policy_kwargs={
+                "net_arch": [options.width] * 2,
+                "activation_fn": nn.ReLU,
+                "log_std_init": -1.0,
+            },
+            tensorboard_log=str(work),
+            seed=seed,
+            device=device,
+        )
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder / "learner.zip")
+        self._normal.save(str(folder / "normal.pkl"))
+
+    def layers(self) -> dict[str, Array]:
+        """The mean action as ``OraclePolicy`` names its layers, the first of which also does the normalisation."""
+        from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+        policy, seen = self.model.policy, self._normal.obs_rms
+        assert isinstance(seen, RunningMeanStd)
+        layers = _named([*policy.mlp_extractor.policy_net, policy.action_net])
+        weight = layers["weight.0"] / np.sqrt(seen.var + self._normal.epsilon)
+        layers["bias.0"] = (layers["bias.0"] - weight @ seen.mean).astype(np.float32)
+        layers["weight.0"] = weight.astype(np.float32)
+        return layers
+
+
+def _named(modules: list[Any]) -> dict[str, Array]:
+    """Weights and biases of the layers that have them."""
+    layers = [layer for layer in modules if hasattr(layer, "weight")]
     named = [(f"{kind}.{i}", getattr(layer, kind)) for i, layer in enumerate(layers) for kind in ("weight", "bias")]
-    return {name: tensor.detach().cpu().numpy() for name, tensor in named}
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in named}
 
 
 def _write(path: Path, layers: dict[str, Array], metadata: dict[str, str]) -> None:

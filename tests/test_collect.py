@@ -419,7 +419,12 @@ def test_recipes_that_cannot_work_are_refused_before_any_work(tmp_path, chosen, 
 
 SLOW = recipe(SourceConfig("toy:CountSource", {"sleep": 0.01}), num_histories=24, shard_histories=2)
 PROGRAM = """
-import sys
+import os, sys, time
+if __name__ == "__mp_main__":  # in a worker, which imports this: the second takes its time
+    try:
+        os.mkdir(sys.argv[1] + "-first")
+    except FileExistsError:
+        time.sleep(2)
 from test_collect import SLOW, gather
 if __name__ == "__main__":
     try:

@@ -30,17 +30,36 @@ def options(folder, **changes):
     return Options(**given, out=folder / "oracle.safetensors", work=folder / "work")
 
 
-def test_the_file_holds_the_learners_actor_and_says_how_it_was_made(tmp_path):
-    from agents.sb3 import ALGORITHMS
+def sac_acts(work, seen):
+    from stable_baselines3 import SAC
 
-    best = train_oracle(FAMILY, options(tmp_path), command="the command", progress=False)
+    return SAC.load(next(work.glob("step-*")) / "learner.zip", device="cpu").predict(seen, deterministic=True)[0]
+
+
+def ppo_acts(work, seen):
+    import pickle
+
+    from stable_baselines3 import PPO
+
+    newest = next(work.glob("step-*"))
+    normal = pickle.loads((newest / "normal.pkl").read_bytes())
+    assert normal.obs_rms.count > 4000 and np.abs(normal.obs_rms.mean).max() > 0.01
+    model = PPO.load(newest / "learner.zip", device="cpu")
+    return np.tanh(model.predict(normal.normalize_obs(seen), deterministic=True)[0])
+
+
+LEARNERS = [("sac", sac_acts, 2040, 2100), ("ppo", ppo_acts, 4112, 8224)]
+"""Name, how a checkpoint of it acts, and steps after a first round of updates and after more."""
+
+
+@pytest.mark.parametrize("algorithm, acts, steps, more", LEARNERS)
+def test_the_file_holds_the_learners_actor_and_says_how_it_was_made(tmp_path, algorithm, acts, steps, more):
+    given = options(tmp_path, algorithm=algorithm, steps=steps, checkpoint_every=steps)
+    best = train_oracle(FAMILY, given, command="the command", progress=False)
     policy = OraclePolicy(tmp_path / "oracle.safetensors")
-    learner = ALGORITHMS["sac"].load(tmp_path / "work/step-0000002040/learner.zip", device="cpu")
     seen = np.random.default_rng(0).normal(0, 1, (50, 18)).astype(np.float32)
-    np.testing.assert_allclose(
-        policy(seen[:, :17], seen[:, 17:]), learner.predict(seen, deterministic=True)[0], atol=1e-5
-    )
-    assert policy.metadata["command"] == "the command" and best["steps"] == 2040
+    np.testing.assert_allclose(policy(seen[:, :17], seen[:, 17:]), acts(tmp_path / "work", seen), atol=1e-5)
+    assert policy.metadata["command"] == "the command" and best["steps"] == steps
     returns = json.loads(policy.metadata["returns"])
     assert [len(returns[part]) for part in ("train", "validation", "test")] == [1, 2, 1]
     assert np.mean([row["return"] for row in returns["validation"]]) == pytest.approx(
@@ -51,22 +70,23 @@ def test_the_file_holds_the_learners_actor_and_says_how_it_was_made(tmp_path):
     )
 
 
-def test_a_second_call_goes_on_and_learns(tmp_path):
-    from agents.sb3 import ALGORITHMS
-
-    def weights(steps):
-        path = tmp_path / f"work/step-{steps:010}/learner.zip"
-        return ALGORITHMS["sac"].load(path, device="cpu").policy.state_dict()["actor.mu.weight"].numpy()
-
-    first = train_oracle(FAMILY, options(tmp_path), progress=False)
-    before = weights(2040)
-    second = train_oracle(FAMILY, options(tmp_path, steps=2100), progress=False)
-    assert [path.name for path in (tmp_path / "work").glob("step-*")] == ["step-0000002100"]
-    assert (weights(2100) != before).any() and second["validation_return"] >= first["validation_return"]
-    assert train_oracle(FAMILY, options(tmp_path, steps=2100), progress=False) == second  # nothing is done twice
+@pytest.mark.parametrize("algorithm, acts, steps, more", LEARNERS)
+def test_a_second_call_goes_on_and_learns(tmp_path, algorithm, acts, steps, more):
+    given = {"algorithm": algorithm, "checkpoint_every": steps}
+    seen = np.random.default_rng(0).normal(0, 1, (5, 18)).astype(np.float32)
+    first = train_oracle(FAMILY, options(tmp_path, steps=steps, **given), progress=False)
+    before = acts(tmp_path / "work", seen)
+    second = train_oracle(FAMILY, options(tmp_path, steps=more, **given), progress=False)
+    assert [path.name for path in (tmp_path / "work").glob("step-*")] == [f"step-{more:010}"]
+    assert (acts(tmp_path / "work", seen) != before).any()
+    assert second["validation_return"] >= first["validation_return"]
+    assert train_oracle(FAMILY, options(tmp_path, steps=more, **given), progress=False) == second  # not done twice
     with pytest.raises(UserError, match="width 8, this one has 16"):
-        train_oracle(FAMILY, options(tmp_path, width=16), progress=False)
-    assert list((tmp_path / "work").glob("sac_1/events*"))
+        train_oracle(FAMILY, options(tmp_path, width=16, **given), progress=False)
+    other = "ppo" if algorithm == "sac" else "sac"
+    with pytest.raises(UserError, match=f"algorithm {algorithm}, this one has {other}"):
+        train_oracle(FAMILY, options(tmp_path, algorithm=other), progress=False)
+    assert list((tmp_path / "work").glob(f"{algorithm}_1/events*"))
 
 
 def test_the_learner_is_told_a_new_task_in_each_episode():
