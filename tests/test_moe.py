@@ -56,8 +56,9 @@ def router_of(kind: type[Router] = Router, width=6, num=5, top=2, seed=0) -> Any
 
 
 @pytest.mark.parametrize("top, never", [(1, 0), (2, 3), (5, None)])
-def test_grouped_experts_are_those_of_the_loop_in_values_and_gradients(top, never):
-    experts, random = experts_of(), torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("training", [True, False])  # sorted, and, as these are few tokens, all at once
+def test_grouped_experts_are_those_of_the_loop_in_values_and_gradients(top, never, training):
+    experts, random = experts_of().train(training), torch.Generator().manual_seed(1)
     x = torch.randn(4, 9, 6, generator=random, dtype=torch.float64, requires_grad=True)
     score = torch.rand(4, 9, 5, generator=random)
     if never is not None:

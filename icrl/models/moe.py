@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from icrl.config import ModelConfig
 from icrl.interfaces import UserError
 
+FEW_TOKENS = 64
+"""So many tokens at most are handed to all experts at once."""
 LEAST_NOISE = 1e-2
 """Least standard deviation of a router's noise in training."""
 
@@ -112,7 +114,12 @@ class Experts(nn.Module):
         nn.init.normal_(self.down, std=0.02 / (2 * num_layers) ** 0.5)
 
     def forward(self, x: Tensor, routes: Routes) -> Tensor:
-        """x (..., D) -> (..., out). Tokens are sorted by expert, so that each expert sees all of its own in one product."""
+        """x (..., D) -> (..., out). Tokens are sorted by expert, so that each expert sees all of its own in one product.
+
+        Of few tokens, as at deployment, every expert sees all: fewer and larger products.
+        """
+        if not self.training and x.shape[:-1].numel() <= FEW_TOKENS:
+            return self._all_on_all(x, routes)
         top, shape = routes.experts.shape[-1], x.shape[:-1]
         order = routes.experts.flatten().argsort(stable=True)  # (N k,) of pairs of a token and an expert
         counts = routes.experts.flatten().bincount(minlength=len(self.up)).tolist()
@@ -123,6 +130,15 @@ class Experts(nn.Module):
         back[order] = torch.arange(len(order), device=order.device)
         out = torch.cat(parts).index_select(0, back).unflatten(0, (*shape, top))  # (..., k, out)
         return (out * routes.gates.to(out.dtype)[..., None]).sum(-2)
+
+    def _all_on_all(self, x: Tensor, routes: Routes) -> Tensor:
+        rows = x.flatten(0, -2).expand(len(self.up), -1, -1)  # (E, N, D)
+        up, up_bias, down, down_bias = (w.to(x.dtype) for w in (self.up, self.up_bias, self.down, self.down_bias))
+        hidden = F.gelu(torch.baddbmm(up_bias[:, None], rows, up))
+        out = torch.baddbmm(down_bias[:, None], hidden, down)  # (E, N, out)
+        experts, gates = routes.experts.flatten(0, -2), routes.gates.flatten(0, -2).to(x.dtype)
+        share = x.new_zeros(len(experts), len(self.up)).scatter_(1, experts, gates)  # (N, E)
+        return (out * share.T[..., None]).sum(0).view(*x.shape[:-1], -1)
 
     def by_loop(self, x: Tensor, routes: Routes) -> Tensor:
         """The same, expert after expert over all tokens: what ``forward`` must equal (tests/test_moe.py)."""
