@@ -79,8 +79,11 @@ class MemoryConfig:
     """`top`: the best by score. `coverage`: a set that covers the parts of the query. `diverse`: maximal marginal relevance. `sequential`: each given those
     chosen before it. Controls: `random` chunks of the memory; `foreign`, at deployment, those of another lane."""
     utility: float = 1.0
-    """Weight of a candidate's utility beside its relevance: what its episode and its own steps earned, in the pool of objective dt whether it is of the same
+    """Weight of a candidate's utility beside its relevance: what its episode earned, and `worth`; in the pool of objective dt whether it is of the same
     task."""
+    worth: Literal["own", "onward"] = "own"
+    """What of a chunk is useful beside a good episode. `own`: what its own steps earned. `onward`: what its episode earned from its first step on, if its
+    own steps earned anything: right where an episode has parts, since of those that lead to the same the earliest comes first."""
     twin: float = 0.98
     """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
     empty: float = 0.1

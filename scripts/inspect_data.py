@@ -106,7 +106,7 @@ SHOWN_LANES = 10
 def memory_lines(memory: SavedMemory) -> list[str]:
     """A saved memory as text: what it was made for, and what its lanes hold."""
     about, chunk = memory.about, memory.about["chunk"]
-    utility = memory.utility
+    utility = memory.utility()
     text = [
         f"memory of {about['family']}, {memory.num_lanes} lanes, {len(memory.lane):,} chunks of {chunk} steps before and {chunk} behind a cut",
         f"keys of width {about['key width']}: {about['encoder']}",

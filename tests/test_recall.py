@@ -34,6 +34,7 @@ KINDS = {
     "episodic": EPISODIC,
     "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
     "rate": {**EPISODIC, "return_to_go": "rate"},
+    "parts": {"memory": replace(MEMORY, worth="onward"), "episode_return": True},
     "mixture": {"memory": MEMORY, "mixture": MixtureConfig(blocks=(0,), token_experts=3, task_experts=4)},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
@@ -84,6 +85,20 @@ def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
             halved += n < before[lane] and n > 1
             before[lane] = n
     assert remembered > 60 and (halved > 3 or agent.policy.config.episodic)
+
+
+@pytest.mark.parametrize("episode_return", [True, False])
+@torch.no_grad()
+def test_retrieved_tokens_tell_what_their_episode_had_earned_where_the_model_is_told_returns(episode_return):
+    agent, _ = lived({**LIFE, "episode_return": episode_return})
+    recall = agent.recall
+    assert recall is not None and agent.policy.retrieved_tokens is not None
+    found = Retrieved(
+        *(to_tensors(part, agent.policy.device) for part in recall.memory.read(np.arange(2), np.zeros((2, 1, 2), int)))
+    )
+    other = found._replace(episode_return=found.episode_return + 1)
+    tokens = agent.policy.retrieved_tokens
+    assert torch.equal(tokens(found), tokens(other)) != episode_return
 
 
 @every_kind
@@ -264,7 +279,7 @@ def test_merged_memories_are_what_all_of_them_lived_through(tmp_path):
     assert np.bincount(merged.lane).tolist() == [a, b, c, d, e] and merged.num_lanes == 5
     parts = [read_memory(file) for file in files]
     np.testing.assert_array_equal(merged.keys, np.concatenate([part.keys for part in parts]))
-    np.testing.assert_array_equal(merged.utility, np.concatenate([part.utility for part in parts]))
+    np.testing.assert_array_equal(merged.utility(), np.concatenate([part.utility() for part in parts]))
     again = agent_of(LIFE)
     again.reset(2)
     again.load_memory(tmp_path / "merged.npz", tasks[:2])

@@ -15,5 +15,6 @@ class Retrieved(NamedTuple):
     reward: Any  # float32
     ended: Any  # bool: the episode ended with this transition
     return_to_go: Any  # float32: what its episode earned from this step on; read only where it is an input
+    episode_return: Any  # float32: what its episode had earned before this step; read only with `model.episode_return`
     position: Any  # int64: step within the chunk, from 0; the cut is in its middle
     valid: Any  # bool: there is a transition

@@ -18,7 +18,7 @@ from icrl.data.schema import flatten, space_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder
-from icrl.memory.lanes import LaneMemory, chunk_rewards
+from icrl.memory.lanes import LaneMemory, chunk_rewards, earned_before, onward
 
 FORMAT_VERSION = 1
 
@@ -40,13 +40,13 @@ class SavedMemory:
     def num_lanes(self) -> int:
         return len(self.totals)
 
-    @property
-    def utility(self) -> Array:
-        """(n,) what the episode of each chunk's cut earned, and what the chunk itself did."""
+    def utility(self, worth: str = "own") -> Array:
+        """(n,) what the episode of each chunk's cut earned, and the chunk's worth, as in ``LaneMemory.utility``."""
         if len(self.lane) == 0:
             return np.zeros(0)
-        cut = np.asarray(self.chunks["episode"])[:, self.about["chunk"]]
-        return self.totals[self.lane, cut] + chunk_rewards(self.chunks)
+        total = self.totals[self.lane, np.asarray(self.chunks["episode"])[:, self.about["chunk"]]]
+        own = chunk_rewards(self.chunks)
+        return total + (own if worth == "own" else onward(total, earned_before(self.chunks), own))
 
 
 def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: Tasks | None = None) -> None:
@@ -195,7 +195,7 @@ def fill(memory: LaneMemory, lane: int, saved: SavedMemory, lanes: Sequence[int]
     chosen = np.flatnonzero(np.isin(saved.lane, lanes))
     if len(chosen) == 0:
         return
-    best = np.lexsort((saved.end[chosen], saved.utility[chosen]))[::-1][: memory.config.capacity]
+    best = np.lexsort((saved.end[chosen], saved.utility(memory.config.worth)[chosen]))[::-1][: memory.config.capacity]
     chosen = np.sort(chosen[best])
     pairs = np.stack(
         [np.repeat(saved.lane[chosen, None], 2 * memory.config.chunk, 1), saved.chunks["episode"][chosen]], -1

@@ -22,7 +22,21 @@ from icrl.memory.index import nearest
 from icrl.memory.selection import Candidates, select
 
 _COLUMNS = ("observation", "action", "reward", "ended")
-_STATE = ("life", "lived", "count", "totals", "begun", "over", "episode", "keys", "futures", "paid", "end", "last_key")
+_STATE = (
+    "life",
+    "lived",
+    "count",
+    "totals",
+    "begun",
+    "over",
+    "episode",
+    "keys",
+    "futures",
+    "paid",
+    "before",
+    "end",
+    "last_key",
+)
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -43,6 +57,7 @@ class LaneMemory:
         self.keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
         self.futures = np.zeros_like(self.keys)  # (B, N, E) of those behind it
         self.paid = np.zeros((lanes, 0))  # (B, N) what the chunk's own steps earned
+        self.before = np.zeros((lanes, 0))  # (B, N) and what the episode of its cut had earned before them
         self.end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
         self.last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
 
@@ -137,7 +152,7 @@ class LaneMemory:
         return (lanes + 1) % len(self.life) if self.config.selection == "foreign" else lanes
 
     def utility(self, lanes: Array, as_of: Array) -> Array:
-        """(n, Q, N) what the episode of each chunk's cut had earned by steps ``as_of`` (n, Q) of the life, and what the chunk itself did.
+        """(n, Q, N) what the episode of each chunk's cut had earned by steps ``as_of`` (n, Q) of the life, and what of that is the chunk's worth.
 
         The first finds good episodes, the second where in them the reward is.
         """
@@ -148,7 +163,10 @@ class LaneMemory:
         since = self.lived[rows, self.begun[rows, episode]][:, None]  # (n, 1, N)
         so_far = self.lived[rows, np.minimum(as_of, self.life[rows])][:, :, None] - since
         over = self.over[rows, episode][:, None] <= as_of[:, :, None]
-        return np.where(over, self.totals[rows, episode][:, None], so_far) + self.paid[lanes][:, None]
+        total = np.where(over, self.totals[rows, episode][:, None], so_far)
+        if self.config.worth == "own":
+            return total + self.paid[lanes][:, None]
+        return total + onward(total, self.before[lanes][:, None], self.paid[lanes][:, None])
 
     def read(self, lanes: Array, ids: Array) -> Retrieved:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
@@ -169,6 +187,7 @@ class LaneMemory:
         return Retrieved(
             *(columns[name] for name in _COLUMNS),
             return_to_go=(totals - columns["earned"]).astype(np.float32),
+            episode_return=np.asarray(columns["earned"]),
             position=np.tile(np.arange(span), (num, queries, k)),
             valid=valid,
         )
@@ -193,7 +212,7 @@ class LaneMemory:
 
             map_observation(copy, self.chunks[name], column)
         self.keys[lane, :num], self.futures[lane, :num] = keys, futures
-        self.paid[lane, :num] = chunk_rewards(chunks)
+        self.paid[lane, :num], self.before[lane, :num] = chunk_rewards(chunks), earned_before(chunks)
         self.end[lane, :num] = 0
         self._room_for_episodes(len(totals) + 2)
         self.totals[lane, : len(totals)] = totals
@@ -253,7 +272,8 @@ class LaneMemory:
 
             map_observation(copy, self.chunks[name], column)
         self.keys[lanes, slots], self.futures[lanes, slots] = self.last_key[lanes], futures
-        self.paid[lanes, slots] = chunk_rewards(self.recent)[lanes]
+        stored = {name: np.asarray(self.chunks[name])[lanes, slots] for name in ("reward", "episode", "earned")}
+        self.paid[lanes, slots], self.before[lanes, slots] = chunk_rewards(stored), earned_before(stored)
         self.end[lanes, slots] = self.life[lanes]
         self.count[lanes] = np.maximum(self.count[lanes], slots + 1)
 
@@ -289,13 +309,24 @@ class LaneMemory:
                 for name, column in self.recent.items()
             }
         self.chunks = {name: map_observation(grow, column) for name, column in self.chunks.items()}
-        for name in ("keys", "futures", "paid", "end"):
+        for name in ("keys", "futures", "paid", "before", "end"):
             setattr(self, name, grow(getattr(self, name)))
 
 
 def chunk_rewards(chunks: Mapping[str, Observation]) -> Array:
     """(...) what the steps of chunks (..., 2 C) earned."""
     return np.asarray(chunks["reward"]).sum(-1, dtype=np.float64)
+
+
+def earned_before(chunks: Mapping[str, Observation]) -> Array:
+    """(...) what the episode of the cut of chunks (..., 2 C) had earned before their first step; 0 where it began later."""
+    episode, earned = np.asarray(chunks["episode"]), np.asarray(chunks["earned"])
+    return np.where(episode[..., 0] == episode[..., episode.shape[-1] // 2], earned[..., 0], 0.0)
+
+
+def onward(total: Array, before: Array, own: Array) -> Array:
+    """What episodes of ``total`` return earned from the first step of chunks on, ``before`` which they had earned so much; 0 where these earned no ``own``."""
+    return np.where(own != 0, total - before, 0.0)
 
 
 def _room(array: Array, span: int) -> Array:

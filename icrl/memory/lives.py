@@ -10,6 +10,7 @@ from icrl.data.schema import History, flatten
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, map_observation
 from icrl.memory.encoders import Past
+from icrl.memory.lanes import onward
 
 BASE = np.uint64(0x9E3779B97F4A7C15)
 """Base of the hashes of runs; odd, so that none of its powers vanishes."""
@@ -43,12 +44,15 @@ class Life:
     def _episode(self, steps: Array) -> Array:
         return np.searchsorted(self.episode_offset, np.minimum(steps, len(self) - 1), side="right") - 1
 
-    def utility(self, chunk: int, num: int, as_of: Array) -> Array:
+    def utility(self, chunk: int, num: int, as_of: Array, worth: str = "own") -> Array:
         """(R, num) utility of the first ``num`` chunks by steps ``as_of`` (R,) of the life, as in ``LaneMemory.utility``; anything behind the last."""
         starts = np.minimum(chunk * np.arange(num), len(self) - 2 * chunk)
         begin, end = self.begin(starts + chunk), self.end(starts + chunk)
         until = np.clip(np.minimum(end, as_of[:, None]), begin, len(self))
-        return self.lived[until] - self.lived[begin] + self.lived[starts + 2 * chunk] - self.lived[starts]
+        total, own = self.lived[until] - self.lived[begin], self.lived[starts + 2 * chunk] - self.lived[starts]
+        if worth == "own":
+            return total + own
+        return total + onward(total, self.lived[np.maximum(starts, begin)] - self.lived[begin], own)
 
     def past(self, steps: Array) -> Past:
         """Some steps (..., P); those outside the history are not valid."""
@@ -57,6 +61,10 @@ class Life:
         observation = map_observation(lambda column: column[rows], history.observation)
         ended = history.terminated[rows] | history.truncated[rows]
         return Past(observation, history.action[rows], history.reward[rows], ended, there)
+
+    def earned(self) -> Array:
+        """(T,) float32 what the episode of each step had earned before it."""
+        return (self.lived[:-1] - self.lived[self.begin(np.arange(len(self)))]).astype(np.float32)
 
     def to_go(self) -> Array:
         """(T,) float32 what the episode of each step earns from it on."""

@@ -62,6 +62,7 @@ class LifeMemory:
         self.to_go = np.concatenate(
             [life.to_go() for life in self.lives]
         )  # float32: what each step's episode earns from it on
+        self.earned = np.concatenate([life.earned() for life in self.lives])  # float32: and had earned before it
         self.keys = np.zeros((int(self.first[-1]), encoder.width), np.float32)  # (S, E)
         bar = tqdm(self.lives, desc="memory", unit="history", disable=len(self.keys) < 50_000)
         for life, begin, end in zip(bar, self.first[:-1].tolist(), self.first[1:].tolist(), strict=True):
@@ -109,7 +110,8 @@ class LifeMemory:
         relevance, ids = nearest(segments[:, :-1], keys_of(parts), min(self.config.candidates, most), allowed)
         relevance[~(parts != 0).any((-1, -2))] = -np.inf  # nothing was lived before
         earned = [
-            self.lives[h].utility(chunk, most, asked) for h, asked in zip(window.history.tolist(), asks, strict=True)
+            self.lives[h].utility(chunk, most, asked, self.config.worth)
+            for h, asked in zip(window.history.tolist(), asks, strict=True)
         ]
         rows = np.arange(len(ids))[:, None, None]
         utility = np.take_along_axis(np.stack(earned), ids, 2)
@@ -125,6 +127,8 @@ class LifeMemory:
         histories = owner.ravel()
         steps = np.where(cuts < 0, chunk, cuts).reshape(-1, 1) - chunk + np.arange(span)  # any, where there is none
 
+        rows = self.first_step[histories][:, None] + steps
+
         def joined(array: Array) -> Array:
             return array.reshape(batch, retrievals, k * span, *array.shape[2:])
 
@@ -136,7 +140,8 @@ class LifeMemory:
             action=column("action"),
             reward=column("reward"),
             ended=column("terminated") | column("truncated"),
-            return_to_go=joined(self.to_go[self.first_step[histories][:, None] + steps]),
+            return_to_go=joined(self.to_go[rows]),
+            episode_return=joined(self.earned[rows]),
             position=np.tile(np.arange(span), (batch, retrievals, k)),
             valid=np.repeat(cuts >= 0, span, 2),
         )
@@ -154,7 +159,7 @@ class TrajectoryMemory(LifeMemory):
         history = np.repeat(np.arange(store.num_histories), per_history)
         number = np.arange(len(history)) - np.repeat(np.cumsum(per_history) - per_history, per_history)
         everything = [
-            life.utility(config.chunk, n, np.array([len(life)]))[0]
+            life.utility(config.chunk, n, np.array([len(life)]), config.worth)[0]
             for life, n in zip(self.lives, per_history.tolist(), strict=True)
         ]
         utility = np.concatenate(everything)

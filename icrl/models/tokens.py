@@ -207,6 +207,7 @@ class RetrievedTokens(nn.Module):
         self.ended = nn.Embedding(2, config.width)
         self.position = nn.Embedding(2 * config.memory.chunk, config.width)
         self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
+        self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, retrieved: Retrieved) -> Tensor:
@@ -215,4 +216,6 @@ class RetrievedTokens(nn.Module):
         x = x + self.ended(retrieved.ended.long()) + self.position(retrieved.position)
         if self.return_to_go is not None:
             x = x + self.return_to_go(retrieved.return_to_go[..., None])
+        if self.episode_return is not None:
+            x = x + self.episode_return(retrieved.episode_return[..., None])
         return self.norm(x)
