@@ -182,6 +182,9 @@ class ModelConfig:
     that are left of the horizon, so that asking for much stays possible however late a reward is found. Retrieved
     chunks carry the total either way. `predicted`: a step is two tokens; at the first the policy predicts this return, at the second, which holds it, the
     action (ICEE)."""
+    rate_step: float = 0.0
+    """Rates enter as multiples of this, the nearest; 0: as they are. The exact rate of an episode tells how far its goal is, and a policy that is told it
+    in training learns by heart where such goals are."""
     return_bins: int = 21
     """Predicted returns: how many values there are, from return_low to return_high."""
     return_low: float = 0.0

@@ -480,6 +480,7 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"keep_every": 2}, "keep_every 2 is an option of AD, .* set it to 1"),
         ("dpt", {}, {"token_mask": 0.1}, "token_mask 0.1 is an option of AD, .* set it to 0"),
         ("ad", {}, {"search_return": 3.0}, "search_return is an option of DT, not of AD"),
+        ("dt", {"episodic": True, "return_to_go": "total", "rate_step": 0.5}, {}, "rate_step 0.5 rounds rates"),
         ("ad", {"window": 7}, {"short_window": True, "keep_every": 2}, "keep_every 2 joins whole episodes"),
         ("dpt", {}, {"short_window": True}, "short_window True is an option of AD"),
         ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is no option of DPT: set it to 0"),

@@ -21,7 +21,7 @@ from icrl.memory.files import merge_memories, read_memory
 from icrl.memory.training import LifeMemory
 from icrl.models.observations import to_tensors
 from icrl.models.retrieval import RetrievedWindow
-from icrl.objectives.base import step_window
+from icrl.objectives.base import step_inputs, step_window
 
 _fast = pytest.fixture(scope="module", autouse=True)(without_flushing)
 MEMORY = MemoryConfig(k=2, chunk=3, every=2, key_width=8, candidates=5)
@@ -99,6 +99,22 @@ def test_retrieved_tokens_tell_what_their_episode_had_earned_where_the_model_is_
     other = found._replace(episode_return=found.episode_return + 1)
     tokens = agent.policy.retrieved_tokens
     assert torch.equal(tokens(found), tokens(other)) != episode_return
+
+
+@torch.no_grad()
+def test_rates_may_enter_as_multiples_of_a_step():
+    """Of each step left, 0.3 and 0.6 are nearest to 0.5, so the tokens are those of 0.5; 0.2 is nearest to 0."""
+    agent = agent_of({**EPISODIC, "return_to_go": "rate", "rate_step": 0.5})
+    exact = agent_of({**EPISODIC, "return_to_go": "rate"})
+    agent.reset(1)
+    window = as_window(agent, 0, Script(1, 1).observation[0, 0])
+    tokens = {}
+    for rate in (0.2, 0.3, 0.5, 0.6):
+        asked = np.full_like(window.reward, rate * agent.policy.tokens.horizon)
+        inputs = step_inputs(agent.policy, replace(window, return_to_go=asked))
+        tokens[rate] = [one.policy.tokens(*inputs) for one in (agent, exact)]
+    assert torch.equal(tokens[0.3][0], tokens[0.5][0]) and torch.equal(tokens[0.6][0], tokens[0.5][0])
+    assert not torch.equal(tokens[0.2][0], tokens[0.5][0]) and not torch.equal(tokens[0.3][1], tokens[0.5][1])
 
 
 @every_kind

@@ -102,7 +102,7 @@ class StepTokens(nn.Module):
             self.previous_observation = make_encoder(config.width, spec.observation_space)
         self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
         self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
-        self.per_step_left = config.return_to_go == "rate"
+        self.per_step_left, self.rate_step = config.return_to_go == "rate", config.rate_step
         self.horizon = spec.horizon
         self.returns = ReturnEmbedding(config) if config.predicts_returns else None
         self.part = nn.Embedding(config.tokens_per_step, config.width) if config.tokens_per_step > 1 else None
@@ -143,6 +143,8 @@ class StepTokens(nn.Module):
         to_go = previous.return_to_go
         if self.per_step_left:
             to_go = to_go / (self.horizon - episode_step).clamp(min=1)
+        if self.rate_step:
+            to_go = (to_go / self.rate_step).round() * self.rate_step
         return [before, self.return_to_go(to_go[..., None]), now]
 
     def _before(self, previous: Previous) -> Tensor:

@@ -131,6 +131,10 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         )
     if config.name == "dt" and not (model.conditioned and model.episodic):
         raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
+    if model.rate_step < 0 or (model.rate_step and model.return_to_go != "rate"):
+        raise UserError(
+            f"model.rate_step {model.rate_step:g} rounds rates, and is at least 0: set model.return_to_go to rate, or it to 0"
+        )
     if config.search_return and config.name != "dt":
         raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
     if model.conditioned and config.name != "dt":

@@ -49,18 +49,18 @@ def radt_dpt() -> Recipe:
 
 def radt_keydoor() -> Recipe:
     """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
-    explorers = tuple(SourceConfig("nearest_plausible", {"epsilon": epsilon}) for epsilon in (0.1, 0.5))
+    explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
-    memory = replace(radt_in_dark_room.model.memory, chunk=25, worth="onward")
+    memory = replace(radt_in_dark_room.model.memory, chunk=25, every=50, worth="onward")
     return replace(
         radt_in_dark_room,
         name="radt-keydoor",
         description=first_line(radt_keydoor),
         family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
-        collect=CollectConfig(explorers, num_histories=8192, steps_per_history=700, shard_histories=512),
-        model=replace(radt_in_dark_room.model, width=96, episode_return=True, memory=memory),
-        objective=replace(radt_in_dark_room.objective, symmetries=True, target_return=87.0, search_return=25.0),
-        train=replace(radt_in_dark_room.train, steps=4000),
+        collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
+        model=replace(radt_in_dark_room.model, width=96, episode_return=True, rate_step=0.5, memory=memory),
+        objective=replace(radt_in_dark_room.objective, symmetries=True, target_return=87.0, search_return=40.0),
+        train=replace(radt_in_dark_room.train, steps=5000),
     )
 
 
