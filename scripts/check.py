@@ -12,6 +12,7 @@ import numpy as np
 
 from agents import make_source
 from agents.collect import play
+from agents.plans import Plans
 from agents.rl2 import check_playable
 from envs import make_family
 from icrl.config import EvaluateConfig, MemoryConfig, Recipe, SourceConfig
@@ -172,6 +173,12 @@ def _collection(recipe: Recipe, family: Family) -> Iterator[str]:
             yield (
                 f"--collect.sources.{number}.scattered with the objective ad: single transitions show no learning; "
                 "pass --collect.sources.0.no-scattered or --objective.name dpt"
+            )
+        told_by = source.options.get("told_by", Plans.told_by)
+        if source.name == "plans" and recipe.objective.told_by not in (0, told_by):
+            yield (
+                f"--collect.sources.{number}.options told_by {told_by} and --objective.told-by {recipe.objective.told_by}: histories and loss "
+                "must agree on when plans end: pass the same"
             )
     if len(family.split().train) == 0:
         yield "the family's split leaves no training tasks: change the family's options"

@@ -340,6 +340,7 @@ MISTAKES = {
     "no lanes": (["run", "smoke", "--evaluations.0.lanes", "0"], "--evaluations.0.lanes"),
     "twice a seed": (["run", "smoke", "--evaluations.0.seeds", "1", "1"], "each seed once"),
     "scattered": (["run", "smoke", "--collect.sources.0.scattered"], "single transitions"),
+    "plans that end otherwise": (["run", "darkroom-plans", "--objective.told-by", "2"], "must agree on when plans end"),
     "privileged sources": (["run", "darkroom-dpt", "--objective.privileged-sources", "9"], "numbers of the recipe"),
     "exact set": (["run", "smoke", "--model.exact-set"], "--model.layout transition"),
     "threads": (["run", "smoke", "--threads", "0"], "--threads 0"),
