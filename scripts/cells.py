@@ -60,6 +60,12 @@ def scores(cell: Cell, which: str, row: str = "agent") -> Array:
     return np.mean(cell["evaluations"][0]["scores"][row][which], axis=0)
 
 
+def mean(estimate: Mapping[str, Any], digits: int = 1) -> str:
+    """``43.7 [32.0, 56.3]``."""
+    low, high = estimate["over_tasks"]
+    return f"{estimate['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def read_ablations(results: Path) -> list[dict[str, Any]]:
     """The tables that ``icrl ablate RECIPE --json results/ablations-RECIPE.json`` left, by the name of their recipe."""
     return [json.loads(file.read_text()) for file in sorted(results.glob("ablations-*.json"))]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from icrl.published import section
-from scripts.cells import Cell
+from scripts.cells import Cell, mean
 from scripts.comparisons import COMPARISONS, compared_runs, comparison_text
+from scripts.explorers import explorer_texts
 
 DARKROOM, BANDIT, AD = (
     section(name) for name in ("darkroom_10x10_dpt_protocol", "bandit_5_arm_dpt_protocol", "darkroom_9x9_ad_protocol")
@@ -26,12 +27,6 @@ class Line:
     measured: Callable[[Mapping[str, Any]], str]  # of the evaluation's record
     exact: Callable[[Mapping[str, Any]], str]  # the same of an agent with exact inference, on the same tasks
     published: str
-
-
-def mean(estimate: Mapping[str, Any], digits: int = 1) -> str:
-    """``43.7 [32.0, 56.3]``."""
-    low, high = estimate["over_tasks"]
-    return f"{estimate['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def episodes(row: str, *numbers: int) -> Callable[[Mapping[str, Any]], str]:
@@ -245,7 +240,7 @@ LINES = (
 
 
 def results_text(cells: Mapping[str, Cell], ablations: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The tables in Markdown: the results, the comparisons over training seeds, ablations, and what the other runs cost."""
+    """The tables in Markdown: the results, all explorers, the comparisons over training seeds, ablations, and what the other runs cost."""
     rows = [
         f"| {line.what} | {line.measured(record)} | {line.exact(record)} | {line.published or '–'} | `icrl run {line.recipe}` |"
         for line in LINES
@@ -261,7 +256,13 @@ def results_text(cells: Mapping[str, Cell], ablations: Sequence[Mapping[str, Any
     head = "| what | this project | exact inference, same tasks | published | command |\n|---|---|---|---|---|"
     cost_head = "| command | training, minutes | in all, minutes | machine |\n|---|---|---|---|"
     return "\n\n".join(
-        ["\n".join([head, *rows]), *comparisons, *map(_ablation_text, ablations), "\n".join([cost_head, *costs])]
+        [
+            "\n".join([head, *rows]),
+            *explorer_texts(cells),
+            *comparisons,
+            *map(_ablation_text, ablations),
+            "\n".join([cost_head, *costs]),
+        ]
     )
 
 

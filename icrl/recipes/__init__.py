@@ -10,6 +10,13 @@ from icrl.config import Recipe
 from icrl.interfaces import UserError
 from icrl.recipes.bandits import bandit_dpt, bernoulli_dpt
 from icrl.recipes.control import cheetah_vel, point_robot
+from icrl.recipes.explorers import (
+    explore_darkroom_ad,
+    explore_darkroom_icee,
+    explore_keydoor_ad,
+    explore_keydoor_dpt,
+    explore_keydoor_icee,
+)
 from icrl.recipes.icee import (
     icee_bo,
     icee_darkroom,
@@ -102,6 +109,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "icee-keydoor": icee_keydoor,
     "icee-keydoor-random": icee_keydoor_random,
     "icee-keydoor-no-bit": icee_keydoor_no_bit,
+    "explore-darkroom-ad": explore_darkroom_ad,
+    "explore-darkroom-icee": explore_darkroom_icee,
+    "explore-keydoor-ad": explore_keydoor_ad,
+    "explore-keydoor-dpt": explore_keydoor_dpt,
+    "explore-keydoor-icee": explore_keydoor_icee,
     "smoke": smoke,
 }
 

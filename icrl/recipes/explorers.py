@@ -1,0 +1,89 @@
+"""Other ways to explore the 10×10 rooms of the recipes ``quickstart`` and ``keydoor``, for one table of all explorers.
+
+AD learns from an optimal policy under falling noise (AD^eps), ICEE from one under noise that is drawn anew for each episode, DPT from optimal labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from icrl.config import CollectConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, Recipe, SourceConfig
+from icrl.recipes.description import first_line
+from icrl.recipes.rooms import keydoor, quickstart
+
+
+def explore_darkroom_ad() -> Recipe:
+    """Algorithm Distillation in the 10×10 Dark Room, from an optimal policy under falling noise (privileged data)."""
+    return _distilled(explore_darkroom_ad, quickstart())
+
+
+def explore_keydoor_ad() -> Recipe:
+    """Algorithm Distillation in the 10×10 Key-Door, from an optimal policy under falling noise (privileged data)."""
+    return _distilled(explore_keydoor_ad, keydoor())
+
+
+def explore_keydoor_dpt() -> Recipe:
+    """Decision-Pretrained Transformer in the 10×10 Key-Door: optimal actions as labels, exact posterior sampling among the sources (privileged data)."""
+    room = keydoor()
+    sources = SourceConfig("posterior_sampling"), SourceConfig("sample_and_hold")
+    return _in_room(
+        explore_keydoor_dpt,
+        replace(
+            room,
+            collect=replace(room.collect, sources=sources),
+            objective=ObjectiveConfig("dpt", start_fraction=1.0),
+        ),
+    )
+
+
+def explore_darkroom_icee() -> Recipe:
+    """ICEE in the 10×10 Dark Room, from noisy optimal episodes in no order (privileged data)."""
+    return _icee(explore_darkroom_icee, quickstart())
+
+
+def explore_keydoor_icee() -> Recipe:
+    """ICEE in the 10×10 Key-Door, from noisy optimal episodes in no order (privileged data)."""
+    return _icee(explore_keydoor_icee, keydoor())
+
+
+def _distilled(function: Callable[[], Recipe], room: Recipe) -> Recipe:
+    """Histories of 20 episodes, of which every fifth is kept: within a window of three, half of the noise is gone."""
+    collect = CollectConfig(
+        (SourceConfig("annealed", {"fall": 1.0}),), num_histories=8192, steps_per_history=2000, shard_histories=512
+    )
+    objective = ObjectiveConfig("ad", keep_every=5, start_fraction=0.5, intended_labels=False)
+    return _in_room(function, replace(room, collect=collect, objective=objective))
+
+
+def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
+    """Three episodes in a window, two tokens a step: half as many windows in an update."""
+    collect = CollectConfig((SourceConfig("graded"),), num_histories=16_384, steps_per_history=300, shard_histories=512)
+    model = replace(
+        _MODEL,
+        num_heads=2,
+        return_to_go="predicted",
+        return_bins=51,
+        return_high=100.0,
+        cross_episode="equals",
+    )
+    train = replace(room.train, batch_size=16)
+    objective = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0)
+    return _in_room(function, replace(room, collect=collect, objective=objective, train=train), model)
+
+
+_MODEL = ModelConfig(window=300, width=64, num_layers=3, num_heads=4)
+
+
+def _in_room(function: Callable[[], Recipe], recipe: Recipe, model: ModelConfig = _MODEL) -> Recipe:
+    """A recipe with one model and one training for all; in Key-Door with the two helps of the recipe ``keydoor``."""
+    keydoor = recipe.family.name == "keydoor"
+    return replace(
+        recipe,
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        model=replace(model, episode_return=keydoor),
+        objective=replace(recipe.objective, symmetries=keydoor),
+        train=replace(recipe.train, steps=2000, validate_every=500, validation_episodes=8, learning_rate=2e-3),
+        evaluations=(EvaluateConfig(episodes=40, lanes=60, baselines=("random", "optimal")),),
+    )
