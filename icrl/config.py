@@ -68,6 +68,9 @@ class MemoryConfig:
     """Steps of the window between two retrievals."""
     layers: Literal["first", "all"] = "all"
     """Blocks that attend to what was retrieved."""
+    arrivals: bool = False
+    """Retrieved tokens also tell what the step before theirs did and earned: what was found stands beside the place where it was found, as in the
+    window itself. Right where a place pays but once; where one stays and is paid again, the staying tells."""
     encoder: str = "projection"
     """What makes keys of observations: `projection` (a fixed random one), `policy:RUN` (the frozen policy of a finished run), `language:FOLDER` (a fixed
     random projection into the token embeddings of a language model in that folder)."""

@@ -34,7 +34,7 @@ KINDS = {
     "episodic": EPISODIC,
     "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
     "rate": {**EPISODIC, "return_to_go": "rate"},
-    "parts": {"memory": replace(MEMORY, worth="onward"), "episode_return": True},
+    "parts": {"memory": replace(MEMORY, worth="onward", arrivals=True), "episode_return": True},
     "mixture": {"memory": MEMORY, "mixture": MixtureConfig(blocks=(0,), token_experts=3, task_experts=4)},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
@@ -99,6 +99,30 @@ def test_retrieved_tokens_tell_what_their_episode_had_earned_where_the_model_is_
     other = found._replace(episode_return=found.episode_return + 1)
     tokens = agent.policy.retrieved_tokens
     assert torch.equal(tokens(found), tokens(other)) != episode_return
+
+
+@torch.no_grad()
+def test_arrivals_tell_of_the_step_before_within_its_chunk_and_episode():
+    """A reward is seen at its own token and at the next one, but neither in the next chunk nor behind the end of an episode."""
+    agent = agent_of({"memory": replace(MEMORY, arrivals=True)})
+    tokens: Any = agent.policy.retrieved_tokens
+    span, k = 2 * MEMORY.chunk, MEMORY.k
+    shape = 1, 1, span * k
+    plain = Retrieved(
+        observation=torch.zeros((*shape, 2), dtype=torch.long),
+        action=torch.zeros(shape, dtype=torch.long),
+        reward=torch.zeros(shape),
+        ended=torch.zeros(shape, dtype=torch.bool),
+        return_to_go=torch.zeros(shape),
+        episode_return=torch.zeros(shape),
+        position=torch.arange(span).repeat(k).view(shape),
+        valid=torch.ones(shape, dtype=torch.bool),
+    )
+    for at, ends, seen in ((1, False, [1, 2]), (span - 1, False, [span - 1]), (1, True, [1])):
+        ended, reward = plain.ended.clone(), plain.reward.clone()
+        ended[..., at], reward[..., at] = ends, 1.0
+        found = tokens(plain._replace(ended=ended, reward=reward)) != tokens(plain._replace(ended=ended))
+        assert torch.nonzero(found.any(-1)[0, 0])[:, 0].tolist() == seen
 
 
 @torch.no_grad()

@@ -220,7 +220,7 @@ class Policy(nn.Module):
 
     def with_memory(self, memory: MemoryConfig) -> Policy:
         """The same weights with other options of the memory. Raises UserError where the weights are for other chunks or blocks."""
-        for name in ("chunk", "layers"):
+        for name in ("chunk", "layers", "arrivals"):
             if getattr(memory, name) != getattr(self.config.memory, name):
                 raise UserError(
                     f"the policy was trained with model.memory.{name} {getattr(self.config.memory, name)}, not {getattr(memory, name)}: train another"

@@ -206,6 +206,7 @@ class RetrievedTokens(nn.Module):
         super().__init__()
         self.observation = make_encoder(config.width, spec.observation_space)
         self.action_reward = ActionRewardEmbedding(spec, config)
+        self.before = ActionRewardEmbedding(spec, config) if config.memory.arrivals else None
         self.ended = nn.Embedding(2, config.width)
         self.position = nn.Embedding(2 * config.memory.chunk, config.width)
         self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
@@ -220,4 +221,8 @@ class RetrievedTokens(nn.Module):
             x = x + self.return_to_go(retrieved.return_to_go[..., None])
         if self.episode_return is not None:
             x = x + self.episode_return(retrieved.episode_return[..., None])
+        if self.before is not None:
+            action, reward, ended = (part.roll(1, 2) for part in (retrieved.action, retrieved.reward, retrieved.ended))
+            led_here = (retrieved.position > 0) & ~ended
+            x = x + self.before(action, reward) * led_here[..., None]
         return self.norm(x)

@@ -51,7 +51,7 @@ def radt_keydoor() -> Recipe:
     """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
     explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
-    memory = replace(radt_in_dark_room.model.memory, chunk=25, every=50, worth="onward")
+    memory = replace(radt_in_dark_room.model.memory, chunk=25, every=50, worth="onward", arrivals=True)
     return replace(
         radt_in_dark_room,
         name="radt-keydoor",
@@ -60,7 +60,7 @@ def radt_keydoor() -> Recipe:
         collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
         model=replace(radt_in_dark_room.model, width=96, episode_return=True, rate_step=0.5, memory=memory),
         objective=replace(radt_in_dark_room.objective, symmetries=True, target_return=87.0, search_return=40.0),
-        train=replace(radt_in_dark_room.train, steps=5000),
+        train=replace(radt_in_dark_room.train, steps=4000),
     )
 
 
