@@ -252,6 +252,9 @@ class ObjectiveConfig:
     search_return: float = 0.0
     """DT: the same until a step of the lane's life, its memory included, has paid more than 0; 0: `target_return` from the first. Asked for much before it
     knows of any reward, a policy goes where rewards were in training and nowhere else."""
+    apart: float = 0.0
+    """DT: share of training windows in which every step is read as if the window began with it. What the steps before it tell, which way the agent was
+    going above all, then comes from the memory or not at all, so that the memory is used sooner."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
     short_window: bool = False

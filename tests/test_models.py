@@ -85,6 +85,22 @@ def cut(inputs, index):
     return take(observation), Previous(*(take(p) for p in previous)), episode[index], step[index]
 
 
+@pytest.mark.parametrize("options", [{}, {"interleaved": True, "return_to_go": "total"}], ids=["joint", "interleaved"])
+@torch.no_grad()
+def test_steps_that_are_apart_are_windows_of_their_own(options):
+    policy = make(**options)
+    inputs = step_inputs(policy)
+    together = policy.step_window(*inputs)
+    found = policy.step_window(*inputs, apart=torch.tensor([True, False, True]))
+    torch.testing.assert_close(found[1], together[1], rtol=1e-5, atol=1e-5)
+    for t in range(inputs[2].shape[1]):
+        alone = cut(inputs, np.s_[:, t : t + 1])
+        alone[1].exists[:] = False
+        expected = policy.step_window(*alone)[:, 0]
+        torch.testing.assert_close(found[::2, t], expected[::2], rtol=1e-4, atol=1e-4)
+        assert t == 0 or not torch.allclose(found[1, t], expected[1], atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from agents.collect import collect
-from icrl.config import CollectConfig, ModelConfig, ObjectiveConfig, SourceConfig
+from icrl.config import CollectConfig, MixtureConfig, ModelConfig, ObjectiveConfig, SourceConfig
 from icrl.data.sampling import Window, WindowSampler, improving, returns_around
 from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
@@ -147,7 +147,7 @@ class Stub:
         labels = self.answer(observation.long())
         return 100.0 * torch.nn.functional.one_hot(labels, NUM).float()
 
-    def step_window(self, observation, previous, episode, episode_step, hidden=None, memory=None):
+    def step_window(self, observation, previous, episode, episode_step, hidden=None, memory=None, apart=None):
         self.observation, self.previous, self.hidden = observation, previous, hidden
         return self._output(observation)
 
@@ -481,6 +481,13 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"token_mask": 0.1}, "token_mask 0.1 is an option of AD, .* set it to 0"),
         ("ad", {}, {"search_return": 3.0}, "search_return is an option of DT, not of AD"),
         ("dt", {"episodic": True, "return_to_go": "total", "rate_step": 0.5}, {}, "rate_step 0.5 rounds rates"),
+        ("ad", {}, {"apart": 0.5}, "apart is 0.5: expected a share .* 0 for all others"),
+        (
+            "dt",
+            {"episodic": True, "return_to_go": "rate", "mixture": MixtureConfig(blocks=(0,))},
+            {"apart": 0.5},
+            "hides what a task router reads",
+        ),
         ("ad", {"window": 7}, {"short_window": True, "keep_every": 2}, "keep_every 2 joins whole episodes"),
         ("dpt", {}, {"short_window": True}, "short_window True is an option of AD"),
         ("dpt", {}, {"label_smoothing": 0.1}, "label_smoothing 0.1 is no option of DPT: set it to 0"),
@@ -674,3 +681,18 @@ def test_behaviour_is_estimated_where_histories_do_not_tell_it(tmp_path):
         objective = InContextExploration(ObjectiveConfig("icee"), behaviour)
         losses.append(objective.loss(policy, seen, rng=np.random.default_rng(0), train=True).loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_share_of_dts_training_windows_has_its_steps_apart_and_no_other_window():
+    policy = small_policy("step", episodic=True, return_to_go="total")
+    window = rows(encoded((4, 4, 4)), np.arange(8) % 3)
+    plain, apart = loss_of("dt", policy, window), loss_of("dt", policy, window, apart=1.0)
+    whole = [step_window(policy, window, apart=torch.full((8,), chosen)) for chosen in (False, True)]
+    labels, counted = torch.as_tensor(window.action).long(), torch.as_tensor(window.valid)
+    for output, expected in zip((plain, apart), whole, strict=True):
+        torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(expected[counted], labels[counted]))
+    assert loss_of("dt", policy, window, apart=1.0, train=False).loss == plain.loss
+    some = [loss_of("dt", policy, rows(window, [i]), apart=0.5, seed=i).loss for i in range(8)]
+    alone = [[loss_of("dt", policy, rows(window, [i]), apart=a).loss for i in range(8)] for a in (0.0, 1.0)]
+    drawn = [some[i] == alone[1][i] for i in range(8)]
+    assert 0 < sum(drawn) < 8 and all(drawn[i] or some[i] == alone[0][i] for i in range(8))

@@ -158,14 +158,14 @@ def test_an_empty_memory_is_no_memory_bit_for_bit(options):
     inputs: list[Any] = []
     policy.step_window, real = lambda *a: inputs.append(a), policy.step_window
     step_window(policy, window)
-    empty = real(*inputs[0][:-1], RetrievedWindow(tokens, nothing, each * policy.config.tokens_per_step))
+    empty = real(*inputs[0][:-2], RetrievedWindow(tokens, nothing, each * policy.config.tokens_per_step))
     assert torch.equal(plain, empty)
     some = nothing.clone()
     some[..., 0] = True
-    full = real(*inputs[0][:-1], RetrievedWindow(tokens, some, each * policy.config.tokens_per_step))
+    full = real(*inputs[0][:-2], RetrievedWindow(tokens, some, each * policy.config.tokens_per_step))
     assert not torch.allclose(plain, full, atol=1e-3)
     other = torch.where(some[..., None], tokens, 1e4)  # what masked neighbours hold is inert
-    again = real(*inputs[0][:-1], RetrievedWindow(other, some, each * policy.config.tokens_per_step))
+    again = real(*inputs[0][:-2], RetrievedWindow(other, some, each * policy.config.tokens_per_step))
     assert torch.equal(full, again)
 
 

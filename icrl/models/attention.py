@@ -28,17 +28,22 @@ class Pattern(Protocol):
 class CausalWindow:
     """Every token sees itself and what came before.
 
-    It is summarised from the first ``told`` (T,) or (B, T) tokens of the window; by default from those that it sees.
+    It is summarised from the first ``told`` (T,) or (B, T) tokens of the window; by default from those that it sees. In windows that are ``apart`` (B,) steps
+    of ``each`` tokens see nothing of other steps.
     """
 
-    def __init__(self, length: int, told: Tensor | None = None):
-        self.length, self.told = length, told
+    def __init__(self, length: int, told: Tensor | None = None, apart: Tensor | None = None, each: int = 1):
+        self.length, self.told, self.mask = length, told, None
+        if apart is not None:
+            token = torch.arange(length, device=apart.device)
+            before, same = token <= token[:, None], token // each == token[:, None] // each
+            self.mask = (before & (same | ~apart[:, None, None]))[:, None]  # (B, 1, T, T)
 
     def positions(self, angles: Tensor) -> Tensor:
         return angles[: self.length]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.mask is None)
 
     def summarise(self, layer: int, x: Tensor) -> Tensor:
         told = torch.arange(1, self.length + 1, device=x.device) if self.told is None else self.told

@@ -109,9 +109,13 @@ class Policy(nn.Module):
         episode_step: Tensor,
         hidden: Tensor | None = None,
         memory: MemoryView | None = None,
+        apart: Tensor | None = None,
     ) -> Tensor:
-        """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given."""
-        return self._read_out(self.window_features(observation, previous, episode, episode_step, hidden, memory))
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·), every token seeing itself, what came before and the memory it is given.
+
+        In windows that are ``apart`` (B,) bool every step is read as if the window began with it.
+        """
+        return self._read_out(self.window_features(observation, previous, episode, episode_step, hidden, memory, apart))
 
     def window_and_returns(
         self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor
@@ -129,10 +133,13 @@ class Policy(nn.Module):
         episode_step: Tensor,
         hidden: Tensor | None = None,
         memory: MemoryView | None = None,
+        apart: Tensor | None = None,
     ) -> Tensor:
         """Whole windows (B, T, ...) -> features (B, tokens, D)."""
+        if apart is not None:
+            previous = previous._replace(exists=previous.exists & ~apart[:, None])
         x = self.tokens(observation, previous, episode, episode_step, hidden)
-        pattern = CausalWindow(x.shape[1], self.told(episode_step, 0))
+        pattern = CausalWindow(x.shape[1], self.told(episode_step, 0), apart, self.config.tokens_per_step)
         return self.transformer(x, pattern, memory=memory)
 
     def step_cached(

@@ -135,6 +135,10 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         raise UserError(
             f"model.rate_step {model.rate_step:g} rounds rates, and is at least 0: set model.return_to_go to rate, or it to 0"
         )
+    if not 0 <= config.apart <= 1 or (config.apart and config.name != "dt"):
+        raise UserError(f"objective.apart is {config.apart}: expected a share from 0 to 1 for DT, 0 for all others")
+    if config.apart and model.mixture.by_task:
+        raise UserError("objective.apart hides what a task router reads: set it to 0, or model.mixture.parts to token")
     if config.search_return and config.name != "dt":
         raise UserError(f"objective.search_return is an option of DT, not of {config.name.upper()}: set it to 0")
     if model.conditioned and config.name != "dt":

@@ -73,10 +73,10 @@ def plans_begin(window: Window) -> np.ndarray:
     return np.ones(window.valid.shape, bool) if window.plan is None else (window.plan & PLAN_BEGINS) > 0
 
 
-def step_window(policy: Policy, window: Window, hidden: Tensor | None = None) -> Tensor:
+def step_window(policy: Policy, window: Window, hidden: Tensor | None = None, apart: Tensor | None = None) -> Tensor:
     """Head parameters (B, T, ·) of a window in layout ``step``, with what a memory brought for it."""
     memory = None if window.retrieved is None else _memory(policy, window.retrieved, RetrievedWindow)
-    return _read(policy, window, hidden, memory)
+    return policy.step_window(*step_inputs(policy, window), hidden, memory, apart)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def attention_on_memory(policy: Policy, window: Window) -> float:
     policy.eval()
     memory = _memory(policy, window.retrieved, WatchedWindow)
     assert isinstance(memory, WatchedWindow)
-    _read(policy, window, None, memory)
+    policy.step_window(*step_inputs(policy, window), None, memory)
     looking = memory.seen[:, :, 1:].any(-1)  # (B, R)
     nothing = torch.stack([shares[..., 0] for shares in memory.shares])  # (layers, B, R, every)
     return float(1 - nothing[:, looking].mean()) if bool(looking.any()) else 0.0
@@ -94,10 +94,6 @@ def attention_on_memory(policy: Policy, window: Window) -> float:
 
 def _memory(policy: Policy, retrieved: Retrieved, kind: type[RetrievedWindow]) -> RetrievedWindow:
     return policy.window_memory(Retrieved(*(to_tensors(part, policy.device) for part in retrieved)), kind)
-
-
-def _read(policy: Policy, window: Window, hidden: Tensor | None, memory: RetrievedWindow | None) -> Tensor:
-    return policy.step_window(*step_inputs(policy, window), hidden, memory)
 
 
 def step_inputs(policy: Policy, window: Window) -> tuple[Observation, Previous, Tensor, Tensor]:

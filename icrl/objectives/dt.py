@@ -25,4 +25,7 @@ class DecisionTransformer:
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         smoothing = self.config.label_smoothing if train else 0.0
         labels, counted = tensor(window.action, policy.device), tensor(window.valid, policy.device)
-        return masked_loss(policy, step_window(policy, window), labels, counted, smoothing)
+        apart = None
+        if train and self.config.apart:
+            apart = tensor(rng.random(len(window.valid)) < self.config.apart, policy.device)
+        return masked_loss(policy, step_window(policy, window, apart=apart), labels, counted, smoothing)

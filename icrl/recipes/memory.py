@@ -59,7 +59,9 @@ def radt_keydoor() -> Recipe:
         family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
         collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
         model=replace(radt_in_dark_room.model, width=96, episode_return=True, rate_step=0.5, memory=memory),
-        objective=replace(radt_in_dark_room.objective, symmetries=True, target_return=87.0, search_return=40.0),
+        objective=replace(
+            radt_in_dark_room.objective, symmetries=True, apart=0.5, target_return=87.0, search_return=40.0
+        ),
         train=replace(radt_in_dark_room.train, steps=4000),
     )
 
