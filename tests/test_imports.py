@@ -67,7 +67,7 @@ def test_file_imports_only_what_it_may(path):
 
 
 HOMES = {
-    "stable_baselines3": ("agents/sb3.py", "agents/rl2_training.py"),
+    "stable_baselines3": ("agents/sb3.py", "agents/rl2_training.py", "scripts/train_oracle.py"),
     "sb3_contrib": "agents/rl2_training.py",
     "minigrid": "envs/",
     "jinja2": "icrl/report/",
