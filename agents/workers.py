@@ -42,9 +42,9 @@ def map_in_processes(job: Job, parts: list[int], workers: int, advance: Callable
     stop, counter = context.Event(), context.Value("q", 0)
     seen = 0
     with ProcessPoolExecutor(workers, context, _start_worker, (job, stop, counter)) as pool:
-        with _ctrl_c_held_back():
-            futures: set[Future[None]] = {pool.submit(_run_part, part) for part in parts}
         try:
+            with _ctrl_c_held_back():  # it comes at the end of this, when there are workers to stop
+                futures: set[Future[None]] = {pool.submit(_run_part, part) for part in parts}
             pending = futures
             while pending:
                 done, pending = wait(pending, _POLL_SECONDS, FIRST_EXCEPTION)

@@ -51,7 +51,7 @@ def radt_keydoor() -> Recipe:
     """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
     explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
-    memory = replace(radt_in_dark_room.model.memory, chunk=25, every=50, worth="onward", arrivals=True)
+    memory = replace(radt_in_dark_room.model.memory, chunk=25, worth="onward", arrivals=True)
     return replace(
         radt_in_dark_room,
         name="radt-keydoor",
