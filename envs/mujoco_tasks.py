@@ -184,7 +184,10 @@ class WalkerParam(MujocoFamily):
             _check_positive(task, key)
 
     def told(self, task: Task | Tasks) -> Array:
-        """Exponents of masses, dampings and sliding frictions, as shares of the greatest. A flat robot neither twists nor rolls on its contacts."""
+        """Exponents of masses, dampings and sliding frictions, as shares of the greatest. A flat robot neither twists nor rolls on its contacts.
+
+        Inertias are not told, to keep it short: they act, so this is not all that could be known.
+        """
         exponents = [
             np.log(task[key] if key != "friction" else task[key][..., 0]) / np.log(self.MULTIPLIERS[key][1])
             for key in ("mass", "damping", "friction")

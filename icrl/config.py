@@ -65,7 +65,7 @@ class MemoryConfig:
     chunk: int = 25
     """Steps between two cuts. A chunk holds this many steps before its cut, by which it is found, and as many after it."""
     every: int = 25
-    """Steps of the window between two retrievals."""
+    """Steps of the window between two retrievals. A full window loses a multiple of this: as long as the window, it loses all."""
     layers: Literal["first", "all"] = "all"
     """Blocks that attend to what was retrieved."""
     arrivals: bool = False
@@ -85,8 +85,8 @@ class MemoryConfig:
     """Weight of a candidate's utility beside its relevance: what its episode earned, and `worth`; in the pool of objective dt whether it is of the same
     task."""
     worth: Literal["own", "onward"] = "own"
-    """What of a chunk is useful beside a good episode. `own`: what its own steps earned. `onward`: what its episode earned from its first step on, if its
-    own steps earned anything: right where an episode has parts, since of those that lead to the same the earliest comes first."""
+    """What of a chunk is useful beside a good episode. `own`: what its own steps earned. `onward`: what the episode of its cut earned from its first step on, if its
+    own steps in that episode earned anything: right where an episode has parts, since of those that lead to the same the earliest comes first."""
     twin: float = 0.98
     """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
     empty: float = 0.1
@@ -176,7 +176,7 @@ class ModelConfig:
     """Layout `step`: each token also carries what the step before it started from, so that it holds a whole transition, as in layout `transition`: right
     where dynamics must be learned in context."""
     episode_return: bool = False
-    """Add an embedding of the return of the running episode so far (layout `step`): what the rewards of an episode add up to need not be
+    """Add an embedding of the return of the running episode so far (layout `step`), to retrieved steps too: what the rewards of an episode add up to need not be
     found by attention. Right where an episode has parts, as a key and then a door."""
     episodic: bool = False
     """Layout `step`: the window stays inside one episode; at its end the context is forgotten, and only a memory remains."""
@@ -254,7 +254,7 @@ class ObjectiveConfig:
     knows of any reward, a policy goes where rewards were in training and nowhere else."""
     apart: float = 0.0
     """DT: share of training windows in which every step is read as if the window began with it. What the steps before it tell, which way the agent was
-    going above all, then comes from the memory or not at all, so that the memory is used sooner."""
+    going above all, then comes from the memory or not at all (the return of the episode so far stays an input where it is one)."""
     keep_every: int = 1
     """AD: keep every k-th episode of a history, so that the window shows k times faster progress."""
     short_window: bool = False
@@ -390,7 +390,7 @@ class EvaluateConfig:
     memory: str = ""
     """Start from this saved memory: every lane with what lanes of its task remembered."""
     retrieval: dict[str, int | float | str] = field(default_factory=dict)
-    """Options of model.memory that differ in this evaluation, as selection diverse: all but chunk and layers, which the weights are for."""
+    """Options of model.memory that differ in this evaluation, as selection diverse: all but chunk, layers and arrivals, which the weights are for."""
     baselines: tuple[str, ...] = ("random", "optimal", "source")
     """Sources to evaluate beside the agent (see `icrl list sources`); `source` stands for those that left the recipe's histories, with
     their options, `rl2` for the run's own RL² policy."""

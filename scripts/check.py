@@ -261,7 +261,7 @@ def other_memory(memory: MemoryConfig, changes: dict[str, int | float | str]) ->
     """The options of a memory with some changed. Raises UserError for one that does not exist, or that no text or number is a value of."""
     from icrl.recipe_json import dataclass_from_json
 
-    kinds = {f.name: type(getattr(memory, f.name)) for f in dataclasses.fields(memory)}
+    kinds = {f.name: type(getattr(memory, f.name)) for f in dataclasses.fields(memory) if f.name != "arrivals"}
     unknown = [name for name in changes if name not in kinds]
     if unknown:
         raise UserError(f"--retrieval {unknown[0]}: no option of model.memory, expected some of {', '.join(kinds)}")

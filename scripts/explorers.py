@@ -58,7 +58,7 @@ def explorer_texts(cells: Mapping[str, Cell]) -> list[str]:
         if not there:
             continue
         recipes = dict.fromkeys(one.recipe for one in explorers)
-        head = f"All explorers in the {room}, held-out tasks, 40 episodes (`icrl reproduce {' '.join(recipes)}`):"
+        head = f"Explorers in the {room}, held-out tasks, 40 episodes (`icrl reproduce {' '.join(recipes)}`):"
         columns = ("explorer", *(f"episode {number}" for number in EPISODES), "minutes to train", "told")
         rows = [_row(one, cells[one.recipe]) for one in there]
         lines = [" | ".join(line) for line in (columns, ["---"] * len(columns), *rows)]

@@ -1,8 +1,9 @@
 """``python -m scripts.train_oracle FAMILY``: one learner that is told the task, as the family's oracle.
 
-SAC (Haarnoja et al. 2018) needs few steps of the robot, PPO (Schulman et al. 2017) far less time for each. The learner sees the observation and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the
-validation tasks; the best actor so far is the result. A later call goes on from the last checkpoint: not bit for bit as if it had not
-been stopped, since the running episode is lost and its random numbers with it. Checkpoints are Stable-Baselines3's own and hold
+SAC (Haarnoja et al. 2018) needs few steps of the robot, PPO (Schulman et al. 2017) far less time for each. The learner sees the observation
+and what ``MujocoFamily.told`` says of the task, a new task in each episode. At every checkpoint it plays the validation tasks; the best actor so
+far is the result. A later call goes on from the last checkpoint: not bit for bit as if it had not been stopped, since running episodes are lost,
+what PPO had not yet learned from, and their random numbers. Checkpoints are Stable-Baselines3's own and hold
 pickles: go on only from a folder that you made. The result is safetensors, which hold numbers alone.
 """
 
@@ -71,6 +72,8 @@ class Options(MachineOptions):
         for key in ("steps", "width", "checkpoint_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"--{key.replace('_', '-')} {getattr(self, key)}: expected at least 1")
+        if self.algorithm == "ppo" and self.updates_per_step != Options.updates_per_step:
+            raise UserError(f"--updates-per-step {self.updates_per_step} is an option of SAC: leave it out")
         if not 0 < self.updates_per_step <= 1:
             raise UserError(f"--updates-per-step {self.updates_per_step}: expected more than 0 and at most 1")
         if not 0 <= self.end_when_fallen <= 1:
@@ -153,8 +156,9 @@ def train_oracle(name: str, options: Options, *, command: str = "", progress: bo
     check_output_folder(work, f"--work {work}")
     work.mkdir(parents=True, exist_ok=True)
     settings = {"family": family.name, "algorithm": options.algorithm, "width": options.width, "seed": options.seed}
-    settings |= {"learning_rate": options.learning_rate, "updates_per_step": options.updates_per_step}
-    settings["end_when_fallen"] = options.end_when_fallen
+    settings |= {"learning_rate": options.learning_rate, "end_when_fallen": options.end_when_fallen}
+    if options.algorithm == "sac":
+        settings["updates_per_step"] = options.updates_per_step
     run = _Run(family, options, work, out, settings, command)
     run.train(progress)
     return run.best | {"out": str(out)}
@@ -182,14 +186,15 @@ class _Run:
         rng = generator(options.seed, family.name, "oracle", done)
         seed = derive_seed(options.seed, options.algorithm, done) % 2**31
         learner = {"sac": _Sac, "ppo": _Ppo}[options.algorithm]
-        self.learner: _Sac | _Ppo = learner(family, options, work, rng, seed, newest)
+        self.learner: _Sac | _Ppo = learner(_Beginning(family, options, work, rng, seed, newest))
 
     def _check_settings(self, checkpoint: Path) -> None:
         kept = json.loads((checkpoint / "state.json").read_text())
         for key, value in self.settings.items():
-            if kept["settings"].get(key, getattr(Options(), key, None)) != value:
+            before = kept["settings"].get(key, getattr(Options(), key, None))
+            if before != value:
                 raise UserError(
-                    f"{self.work} holds a training with {key} {kept['settings'].get(key)}, this one has {value}: take the same, or another --work"
+                    f"{self.work} holds a training with {key} {before}, this one has {value}: take the same, or another --work"
                 )
         self.best = kept["best"]
 
@@ -212,7 +217,7 @@ class _Run:
                 model.learn(
                     total - done,
                     callback=after_step,
-                    log_interval=10,
+                    log_interval=self.learner.log_interval,
                     tb_log_name=self.options.algorithm,
                     reset_num_timesteps=done == 0,
                 )
@@ -267,21 +272,28 @@ class _Run:
         _write(self.out, load_file(self.out), {**policy.metadata, "returns": json.dumps(returns)})
 
 
+@dataclass(frozen=True)
+class _Beginning:
+    """What a learner begins with; with a ``checkpoint`` it goes on from there."""
+
+    family: MujocoFamily
+    options: Options
+    work: Path
+    rng: np.random.Generator
+    seed: int
+    checkpoint: Path | None
+
+
 class _Sac:
     """Soft actor-critic on one robot: what it saw is kept, and learned from again and again."""
 
-    def __init__(
-        self,
-        family: MujocoFamily,
-        options: Options,
-        work: Path,
-        rng: np.random.Generator,
-        seed: int,
-        checkpoint: Path | None,
-    ):
+    log_interval = 10  # episodes
+
+    def __init__(self, begin: _Beginning):
+        family, options, work, seed, checkpoint = begin.family, begin.options, begin.work, begin.seed, begin.checkpoint
         from stable_baselines3 import SAC
 
-        env, device = ToldEnv(family, rng, end_when_fallen=options.end_when_fallen), device_of(options)
+        env, device = ToldEnv(family, begin.rng, end_when_fallen=options.end_when_fallen), device_of(options)
         if checkpoint is not None:
             self.model = SAC.load(checkpoint / "learner.zip", env=env, device=device, tensorboard_log=str(work))
             self.model.set_random_seed(seed)
@@ -314,15 +326,10 @@ class _Sac:
 class _Ppo:
     """Proximal policy optimisation on sixteen robots at once. Its actions pass through tanh, as an ``OraclePolicy``'s do."""
 
-    def __init__(
-        self,
-        family: MujocoFamily,
-        options: Options,
-        work: Path,
-        rng: np.random.Generator,
-        seed: int,
-        checkpoint: Path | None,
-    ):
+    log_interval = 1  # rounds of 256 steps of every robot
+
+    def __init__(self, begin: _Beginning):
+        family, options, work, seed, checkpoint = begin.family, begin.options, begin.work, begin.seed, begin.checkpoint
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
         from torch import nn
@@ -333,7 +340,7 @@ class _Ppo:
             return gym.wrappers.TransformAction(env, np.tanh, reach)
 
         device = device_of(options)
-        lanes = VecMonitor(DummyVecEnv([partial(make_env, lane) for lane in rng.spawn(16)]))
+        lanes = VecMonitor(DummyVecEnv([partial(make_env, lane) for lane in begin.rng.spawn(16)]))
         if checkpoint is not None:
             self._normal = VecNormalize.load(str(checkpoint / "normal.pkl"), lanes)
             self.model = PPO.load(

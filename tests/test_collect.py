@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
@@ -503,6 +504,20 @@ def test_an_error_stops_the_other_workers(tmp_path):
     with pytest.raises(UserError, match="part 0 failed"):
         map_in_processes(FailsOrEndures(tmp_path), [0, 1], 2, lambda units: None)
     assert (tmp_path / "note").read_text() == "stopped"
+
+
+def test_ctrl_c_while_workers_start_stops_them(tmp_path, monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(pool, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return submit(pool, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        map_in_processes(FailsOrEndures(tmp_path), [1, 2], 2, lambda units: None)
+    note = tmp_path / "note"
+    assert not note.exists() or note.read_text() == "stopped"  # not worked to the end
 
 
 def interrupt_itself(part, report):

@@ -253,12 +253,13 @@ def test_an_episodic_policy_retrieves_other_trajectories_of_its_task_first(tmp_p
 
 
 def useful(history, cut, worth):
-    """What the episode of a cut earned, and the steps around the cut once more, or what followed their first one if they earned anything."""
+    """What the episode of a cut earned, and the steps around the cut once more, or what followed their first one in it if those in it earned anything."""
     begin, end = own_episode(history, cut)
-    own = history.reward[cut - CHUNK : cut + CHUNK].sum()
-    if worth == "onward" and own != 0:
-        own = history.reward[max(begin, cut - CHUNK) : end].sum()
-    return history.reward[begin:end].sum() + own
+    total, first = history.reward[begin:end].sum(), max(begin, cut - CHUNK)
+    if worth == "own":
+        return total + history.reward[cut - CHUNK : cut + CHUNK].sum()
+    pays = history.reward[first : min(end, cut + CHUNK)].sum() != 0
+    return total + pays * history.reward[first:end].sum()
 
 
 @pytest.mark.parametrize("worth", ["own", "onward"])
@@ -505,6 +506,18 @@ def test_utility_is_what_a_chunk_and_its_episode_have_earned_and_all_of_it_once_
             own = np.array([rewards[first : min(t, over)].sum() for t in asked])
         by = memory.utility(lane, asked[None])[0, :, chunk]
         assert by.tolist() == (own + [rewards[: min(t, over)].sum() for t in asked]).tolist()
+
+
+def test_onward_counts_the_steps_of_the_cuts_own_episode_alone(tmp_path):
+    """The chunk that holds the paid end of one episode and the unpaid beginning of the next is worth no more than what that next one earned."""
+    history = random_history(SPEC, np.random.default_rng(0), [2 * CHUNK, 3 * CHUNK], finished=True)
+    history = replace(history, reward=np.repeat([1, 1, 0, 1, 1], CHUNK).astype(np.float32))
+    memory = LaneMemory(1, replace(CONFIG, worth="onward"), ENCODER)
+    live(memory, [history], 5 * CHUNK)
+    life, each = Life(store_of(tmp_path, [history]), 0), 2 * CHUNK  # what either episode earned
+    remembered = memory.utility(np.zeros(1, int), memory.life[:, None])[0, 0, :4].tolist()
+    assert remembered == [2 * each, each, 2 * each, 2 * each]  # of cuts after one to four segments
+    assert life.utility(CHUNK, 4, memory.life, "onward")[0].tolist() == remembered
 
 
 # encoders

@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from agents.collect import collect
-from icrl.config import CollectConfig, MixtureConfig, ModelConfig, ObjectiveConfig, SourceConfig
+from icrl.config import CollectConfig, MemoryConfig, MixtureConfig, ModelConfig, ObjectiveConfig, SourceConfig
 from icrl.data.sampling import Window, WindowSampler, improving, returns_around
 from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
@@ -481,10 +481,17 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"token_mask": 0.1}, "token_mask 0.1 is an option of AD, .* set it to 0"),
         ("ad", {}, {"search_return": 3.0}, "search_return is an option of DT, not of AD"),
         ("dt", {"episodic": True, "return_to_go": "total", "rate_step": 0.5}, {}, "rate_step 0.5 rounds rates"),
+        ("dt", {"episodic": True, "return_to_go": "rate", "rate_step": float("nan")}, {}, "a number of at least 0"),
+        ("dt", {"episodic": True, "return_to_go": "rate"}, {"apart": 0.5}, "apart without a memory"),
         ("ad", {}, {"apart": 0.5}, "apart is 0.5: expected a share .* 0 for all others"),
         (
             "dt",
-            {"episodic": True, "return_to_go": "rate", "mixture": MixtureConfig(blocks=(0,))},
+            {
+                "episodic": True,
+                "return_to_go": "rate",
+                "memory": MemoryConfig(k=1),
+                "mixture": MixtureConfig(blocks=(0,)),
+            },
             {"apart": 0.5},
             "hides what a task router reads",
         ),

@@ -133,6 +133,7 @@ def test_a_share_of_the_training_episodes_ends_when_the_robot_falls():
         ([], "comes first"),
         (["half", "--steps", "0"], "steps 0"),
         (["half", "--updates-per-step", "2"], "updates-per-step"),
+        (["half", "--algorithm", "ppo", "--updates-per-step", "1"], "is an option of SAC"),
         (["half", "--learning-rate", "0"], "learning-rate"),
         (["half", "--out", "."], "is a folder"),
     ],

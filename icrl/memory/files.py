@@ -18,7 +18,7 @@ from icrl.data.schema import flatten, space_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder
-from icrl.memory.lanes import LaneMemory, chunk_rewards, earned_before, onward
+from icrl.memory.lanes import LaneMemory, chunk_rewards, onward, within_episode
 
 FORMAT_VERSION = 1
 
@@ -45,8 +45,7 @@ class SavedMemory:
         if len(self.lane) == 0:
             return np.zeros(0)
         total = self.totals[self.lane, np.asarray(self.chunks["episode"])[:, self.about["chunk"]]]
-        own = chunk_rewards(self.chunks)
-        return total + (own if worth == "own" else onward(total, earned_before(self.chunks), own))
+        return total + (chunk_rewards(self.chunks) if worth == "own" else onward(total, *within_episode(self.chunks)))
 
 
 def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: Tasks | None = None) -> None:

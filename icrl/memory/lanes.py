@@ -33,7 +33,6 @@ _STATE = (
     "keys",
     "futures",
     "paid",
-    "before",
     "end",
     "last_key",
 )
@@ -57,7 +56,8 @@ class LaneMemory:
         self.keys = np.zeros((lanes, 0, encoder.width), np.float32)  # (B, N, E) of the steps before the cut
         self.futures = np.zeros_like(self.keys)  # (B, N, E) of those behind it
         self.paid = np.zeros((lanes, 0))  # (B, N) what the chunk's own steps earned
-        self.before = np.zeros((lanes, 0))  # (B, N) and what the episode of its cut had earned before them
+        self.before = np.zeros((lanes, 0))  # (B, N) what the episode of its cut had earned before them
+        self.own = np.zeros((lanes, 0))  # (B, N) and with those that are of this episode
         self.end = np.zeros((lanes, 0), np.int64)  # (B, N) step of the life at which the chunk was complete
         self.last_key = np.zeros((lanes, encoder.width), np.float32)  # (B, E) of the steps before the last cut
 
@@ -166,7 +166,7 @@ class LaneMemory:
         total = np.where(over, self.totals[rows, episode][:, None], so_far)
         if self.config.worth == "own":
             return total + self.paid[lanes][:, None]
-        return total + onward(total, self.before[lanes][:, None], self.paid[lanes][:, None])
+        return total + onward(total, self.before[lanes][:, None], self.own[lanes][:, None])
 
     def read(self, lanes: Array, ids: Array) -> Retrieved:
         """The chunks number ``ids`` (n, Q, k) of some lanes, one after the other: (n, Q, k 2 C, ...)."""
@@ -212,7 +212,8 @@ class LaneMemory:
 
             map_observation(copy, self.chunks[name], column)
         self.keys[lane, :num], self.futures[lane, :num] = keys, futures
-        self.paid[lane, :num], self.before[lane, :num] = chunk_rewards(chunks), earned_before(chunks)
+        self.paid[lane, :num] = chunk_rewards(chunks)
+        self.before[lane, :num], self.own[lane, :num] = within_episode(chunks)
         self.end[lane, :num] = 0
         self._room_for_episodes(len(totals) + 2)
         self.totals[lane, : len(totals)] = totals
@@ -247,6 +248,9 @@ class LaneMemory:
                     space, "observation", lambda key, group=group: np.array(arrays[f"{group}/{key}"])
                 )
             setattr(self, group, columns)
+        self.before = self.own = np.zeros_like(self.paid)
+        if self.chunks:
+            self.before, self.own = within_episode(self.chunks)
 
     # storing
 
@@ -273,7 +277,8 @@ class LaneMemory:
             map_observation(copy, self.chunks[name], column)
         self.keys[lanes, slots], self.futures[lanes, slots] = self.last_key[lanes], futures
         stored = {name: np.asarray(self.chunks[name])[lanes, slots] for name in ("reward", "episode", "earned")}
-        self.paid[lanes, slots], self.before[lanes, slots] = chunk_rewards(stored), earned_before(stored)
+        self.paid[lanes, slots] = chunk_rewards(stored)
+        self.before[lanes, slots], self.own[lanes, slots] = within_episode(stored)
         self.end[lanes, slots] = self.life[lanes]
         self.count[lanes] = np.maximum(self.count[lanes], slots + 1)
 
@@ -309,7 +314,7 @@ class LaneMemory:
                 for name, column in self.recent.items()
             }
         self.chunks = {name: map_observation(grow, column) for name, column in self.chunks.items()}
-        for name in ("keys", "futures", "paid", "before", "end"):
+        for name in ("keys", "futures", "paid", "before", "own", "end"):
             setattr(self, name, grow(getattr(self, name)))
 
 
@@ -318,14 +323,16 @@ def chunk_rewards(chunks: Mapping[str, Observation]) -> Array:
     return np.asarray(chunks["reward"]).sum(-1, dtype=np.float64)
 
 
-def earned_before(chunks: Mapping[str, Observation]) -> Array:
-    """(...) what the episode of the cut of chunks (..., 2 C) had earned before their first step; 0 where it began later."""
+def within_episode(chunks: Mapping[str, Observation]) -> tuple[Array, Array]:
+    """Of chunks (..., 2 C): what the episode of their cut had earned before their first step, 0 where it began later, and by those of its steps that they hold."""
     episode, earned = np.asarray(chunks["episode"]), np.asarray(chunks["earned"])
-    return np.where(episode[..., 0] == episode[..., episode.shape[-1] // 2], earned[..., 0], 0.0)
+    same = episode == episode[..., episode.shape[-1] // 2, None]
+    own = np.where(same, chunks["reward"], 0).sum(-1, dtype=np.float64)
+    return np.where(same[..., 0], earned[..., 0], 0.0), own
 
 
 def onward(total: Array, before: Array, own: Array) -> Array:
-    """What episodes of ``total`` return earned from the first step of chunks on, ``before`` which they had earned so much; 0 where these earned no ``own``."""
+    """What episodes of ``total`` return earned after the ``before`` of a chunk; 0 where the chunk's steps in them earned no ``own``."""
     return np.where(own != 0, total - before, 0.0)
 
 

@@ -49,10 +49,11 @@ class Life:
         starts = np.minimum(chunk * np.arange(num), len(self) - 2 * chunk)
         begin, end = self.begin(starts + chunk), self.end(starts + chunk)
         until = np.clip(np.minimum(end, as_of[:, None]), begin, len(self))
-        total, own = self.lived[until] - self.lived[begin], self.lived[starts + 2 * chunk] - self.lived[starts]
+        total = self.lived[until] - self.lived[begin]
         if worth == "own":
-            return total + own
-        return total + onward(total, self.lived[np.maximum(starts, begin)] - self.lived[begin], own)
+            return total + self.lived[starts + 2 * chunk] - self.lived[starts]
+        first, last = np.maximum(starts, begin), np.minimum(starts + 2 * chunk, end)
+        return total + onward(total, self.lived[first] - self.lived[begin], self.lived[last] - self.lived[first])
 
     def past(self, steps: Array) -> Past:
         """Some steps (..., P); those outside the history are not valid."""

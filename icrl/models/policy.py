@@ -21,7 +21,7 @@ from icrl.models.cache import CacheView, KVCache
 from icrl.models.heads import make_head
 from icrl.models.moe import Mixture, check_mixture
 from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
-from icrl.models.tokens import Previous, RetrievedTokens, StepTokens, TransitionTokens
+from icrl.models.tokens import ActionRewardEmbedding, Previous, RetrievedTokens, StepTokens, TransitionTokens
 from icrl.models.transformer import Block, Transformer
 from icrl.seeding import derive_seed
 
@@ -66,10 +66,10 @@ class Policy(nn.Module):
         for module in self.modules():
             if isinstance(module, Mixture):
                 module.initialise(config.num_layers)
-        for tokens in (self.tokens, self.retrieved_tokens):
-            for module in tokens.action_reward.children() if tokens is not None else ():
-                if isinstance(module, nn.Embedding):
-                    module.weight.data.mul_(config.action_reward_std / EMBEDDING_STD)
+        together = [module for module in self.modules() if isinstance(module, ActionRewardEmbedding)]
+        for module in [part for one in together for part in one.children()]:
+            if isinstance(module, nn.Embedding):
+                module.weight.data.mul_(config.action_reward_std / EMBEDDING_STD)
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:

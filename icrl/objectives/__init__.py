@@ -131,12 +131,16 @@ def _check_conditioning(config: ObjectiveConfig, model: ModelConfig) -> None:
         )
     if config.name == "dt" and not (model.conditioned and model.episodic):
         raise UserError("objective.name dt needs model.return_to_go and model.episodic: set them to rate and True")
-    if model.rate_step < 0 or (model.rate_step and model.return_to_go != "rate"):
+    if not 0 <= model.rate_step < float("inf") or (model.rate_step and model.return_to_go != "rate"):
         raise UserError(
-            f"model.rate_step {model.rate_step:g} rounds rates, and is at least 0: set model.return_to_go to rate, or it to 0"
+            f"model.rate_step {model.rate_step:g} rounds rates, and is a number of at least 0: set model.return_to_go to rate, or it to 0"
         )
     if not 0 <= config.apart <= 1 or (config.apart and config.name != "dt"):
         raise UserError(f"objective.apart is {config.apart}: expected a share from 0 to 1 for DT, 0 for all others")
+    if config.apart and not model.memory.k:
+        raise UserError(
+            "objective.apart without a memory leaves nothing to learn a task from: set it to 0, or model.memory.k above 0"
+        )
     if config.apart and model.mixture.by_task:
         raise UserError("objective.apart hides what a task router reads: set it to 0, or model.mixture.parts to token")
     if config.search_return and config.name != "dt":
