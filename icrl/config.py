@@ -71,6 +71,9 @@ class MemoryConfig:
     arrivals: bool = False
     """Retrieved tokens also tell what the step before theirs did and earned: what was found stands beside the place where it was found, as in the
     window itself. Right where a place pays but once; where one stays and is paid again, the staying tells."""
+    repeats: bool = True
+    """Retrieved steps that only repeat the one before them (the same observation, action and reward) are looked at, too. Without them the few steps that tell where
+    something was found are a larger share of what is looked at."""
     encoder: str = "projection"
     """What makes keys of observations: `projection` (a fixed random one), `policy:RUN` (the frozen policy of a finished run), `language:FOLDER` (a fixed
     random projection into the token embeddings of a language model in that folder)."""
@@ -264,7 +267,7 @@ class ObjectiveConfig:
     label_smoothing: float = 0.0
     """AD, DT: label smoothing of the action loss."""
     intended_labels: bool = True
-    """AD: learn the action that the source meant, where it is known, instead of the executed (noisy) one."""
+    """AD, DT: learn the action that the source meant, where it is known, instead of the executed (noisy) one."""
     symmetries: bool = False
     """Turn and mirror each training window at random, where the family knows its symmetries: few training tasks count several times."""
     start_fraction: float = 0.7
@@ -390,7 +393,7 @@ class EvaluateConfig:
     memory: str = ""
     """Start from this saved memory: every lane with what lanes of its task remembered."""
     retrieval: dict[str, int | float | str] = field(default_factory=dict)
-    """Options of model.memory that differ in this evaluation, as selection diverse: all but chunk, layers and arrivals, which the weights are for."""
+    """Options of model.memory that differ in this evaluation, as selection diverse: all but chunk, layers, arrivals and repeats, which the weights are for."""
     baselines: tuple[str, ...] = ("random", "optimal", "source")
     """Sources to evaluate beside the agent (see `icrl list sources`); `source` stands for those that left the recipe's histories, with
     their options, `rl2` for the run's own RL² policy."""

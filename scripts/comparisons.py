@@ -85,6 +85,16 @@ COMPARISONS = (
         compared="all",
         normalised=True,
     ),
+    Comparison(
+        "A memory and mixtures of experts together, 10×10 Dark Room, RA-DT's held-out goals, 40 trials, Q-learning's histories",
+        (
+            Method("t2mir-radt", "a memory and mixtures of experts"),
+            Method("radt", "a memory"),
+            Method("t2mir-radt-dt", "mixtures of experts"),
+            Method("radt-dt", "neither"),
+        ),
+        seeds=(0,),
+    ),
     *(
         Comparison(
             f"9×9 {room}, 30 trials, ICEE (privileged data: noisy optimal episodes)",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from icrl.config import MixtureConfig, ModelConfig
+from icrl.config import MemoryConfig, MixtureConfig, ModelConfig
 from icrl.interfaces import FamilySpec, UserError, map_observation
 from icrl.models.attention import QueriedWindow, see_first_and_self
 from icrl.models.policy import make_policy
@@ -271,6 +271,19 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_global_randomness_al
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not all(torch.equal(first[key], third[key]) for key in first)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@torch.no_grad()
+def test_returns_do_not_drown_what_is_seen_before_training():
+    """Of a token's first content no more comes from returns of 0 to 100 than a few times what comes from places in a room."""
+    options: Any = {"episodic": True, "return_to_go": "total", "episode_return": True, "memory": MemoryConfig(k=1, chunk=3, every=2)}
+    spec = FamilySpec("toy", SPACES["grid"], ACTIONS["categorical"], 100)
+    policy = make_policy(spec, replace(SMALL, width=64, **options), seed=0)
+    returns, places = torch.arange(101.0)[:, None], torch.tensor(list(product(range(4), range(5))))
+    for tokens in (policy.tokens, policy.retrieved_tokens):
+        seen = tokens.observation(places).std(0).mean()
+        for encoder in (tokens.return_to_go, tokens.episode_return):
+            assert 0.1 * seen < encoder(returns).std(0).mean() < 3 * seen
 
 
 @pytest.mark.parametrize(

@@ -381,7 +381,8 @@ def test_dpt_without_optimal_actions_is_refused():
 # AD
 
 
-def test_ad_asks_for_what_the_source_meant_where_that_is_known_and_wanted():
+@pytest.mark.parametrize("name", ["ad", "dt"])
+def test_what_the_source_meant_is_the_label_where_that_is_known_and_wanted(name):
     known, unknown = encoded((12, 5)), replace(encoded((12, 5)), target_action=None)
     for window, intended_labels, label in (
         (known, True, intended),
@@ -389,7 +390,7 @@ def test_ad_asks_for_what_the_source_meant_where_that_is_known_and_wanted():
         (unknown, True, executed),
     ):
         for answer in (executed, intended, optimal):
-            output = loss_of("ad", Stub("step", answer), window, intended_labels=intended_labels)
+            output = loss_of(name, Stub("step", answer), window, intended_labels=intended_labels)
             assert output.metrics["accuracy"] == (answer is label) and (output.loss == 0) == (answer is label)
 
 
@@ -695,7 +696,7 @@ def test_a_share_of_dts_training_windows_has_its_steps_apart_and_no_other_window
     window = rows(encoded((4, 4, 4)), np.arange(8) % 3)
     plain, apart = loss_of("dt", policy, window), loss_of("dt", policy, window, apart=1.0)
     whole = [step_window(policy, window, apart=torch.full((8,), chosen)) for chosen in (False, True)]
-    labels, counted = torch.as_tensor(window.action).long(), torch.as_tensor(window.valid)
+    labels, counted = torch.as_tensor(window.target_action).long(), torch.as_tensor(window.valid)
     for output, expected in zip((plain, apart), whole, strict=True):
         torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(expected[counted], labels[counted]))
     assert loss_of("dt", policy, window, apart=1.0, train=False).loss == plain.loss

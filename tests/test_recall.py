@@ -35,6 +35,7 @@ KINDS = {
     "interleaved": {**EPISODIC, "interleaved": True, "return_to_go": "total"},
     "rate": {**EPISODIC, "return_to_go": "rate"},
     "parts": {"memory": replace(MEMORY, worth="onward", arrivals=True), "episode_return": True},
+    "no repeats": {"memory": replace(MEMORY, repeats=False)},
     "mixture": {"memory": MEMORY, "mixture": MixtureConfig(blocks=(0,), token_experts=3, task_experts=4)},
     "unsure": {"memory": replace(MEMORY, every=1, confidence=0.5)},
 }
@@ -123,6 +124,23 @@ def test_arrivals_tell_of_the_step_before_within_its_chunk_and_episode():
         ended[..., at], reward[..., at] = ends, 1.0
         found = tokens(plain._replace(ended=ended, reward=reward)) != tokens(plain._replace(ended=ended))
         assert torch.nonzero(found.any(-1)[0, 0])[:, 0].tolist() == seen
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@torch.no_grad()
+def test_steps_that_repeat_the_one_before_them_in_their_chunk_may_be_left_out(repeats):
+    agent = agent_of({"memory": replace(MEMORY, repeats=repeats)})
+    told = {"observation": [4, 4, 4, 5, 5, 5], "action": [0, 0, 1, 1, 1, 1], "reward": [0, 0, 0, 0, 0, 1]}
+    columns = {name: torch.tensor(2 * values)[None, None] for name, values in told.items()}
+    columns["observation"] = torch.stack([columns["observation"], torch.zeros(1, 1, 12, dtype=torch.long)], -1)
+    rest = {name: torch.zeros(1, 1, 12) for name in ("return_to_go", "episode_return")}
+    ended, valid = torch.zeros(1, 1, 12, dtype=torch.bool), torch.arange(12)[None, None] < 10
+    position = torch.arange(6).repeat(2)[None, None]
+    found = agent.policy.retrieved_tokens.looked_at(
+        Retrieved(**columns, **rest, ended=ended, position=position, valid=valid)
+    )
+    once = [True, False, True, True, False, True, True, False, True, True, False, False]
+    assert found[0, 0].tolist() == (valid[0, 0].tolist() if repeats else once)
 
 
 @torch.no_grad()

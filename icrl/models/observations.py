@@ -42,6 +42,13 @@ class RealEncoder(nn.Module):
         return self.down(F.gelu(self.up(x.sign() * x.abs().log1p())))
 
 
+class ReturnEncoder(RealEncoder):
+    """Returns, (..., 1) -> (..., D). Begins on the scale of the embeddings that it is added to, where a network's output would drown them (see ``Policy``)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 1)
+
+
 class SymbolicImageEncoder(nn.Module):
     """Images (rows, columns, channels) of small integers: every channel's values embedded, two convolutions, one projection."""
 

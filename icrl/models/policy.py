@@ -20,6 +20,7 @@ from icrl.models.attention import CausalWindow, QueriedWindow
 from icrl.models.cache import CacheView, KVCache
 from icrl.models.heads import make_head
 from icrl.models.moe import Mixture, check_mixture
+from icrl.models.observations import ReturnEncoder
 from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
 from icrl.models.tokens import ActionRewardEmbedding, Previous, RetrievedTokens, StepTokens, TransitionTokens
 from icrl.models.transformer import Block, Transformer
@@ -80,6 +81,8 @@ class Policy(nn.Module):
             )
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, ReturnEncoder):  # its layers were initialised before it
+            module.down.weight.data.mul_(EMBEDDING_STD)
 
     @property
     def device(self) -> torch.device:
@@ -211,15 +214,18 @@ class Policy(nn.Module):
     def window_memory(self, retrieved: Retrieved, kind: type[RetrievedWindow] = RetrievedWindow) -> RetrievedWindow:
         """What the tokens of whole windows see of R retrievals (B, R, M, ...), one every `memory.every` steps."""
         assert self.retrieved_tokens is not None, "this policy has no memory"
-        return kind(self.retrieved_tokens(retrieved), retrieved.valid, self._tokens_per_retrieval)
+        looked_at = self.retrieved_tokens.looked_at(retrieved)
+        return kind(self.retrieved_tokens(retrieved), looked_at, self._tokens_per_retrieval)
 
     def shared_window_memory(self, distinct: Retrieved, chunks: Tensor) -> RetrievedWindow:
         """The same, where retrievals share the chunks (B, 1, N 2 C, ...): ``chunks`` (B, R, k) says which each of them brought, -1 for none."""
         assert self.retrieved_tokens is not None, "this policy has no memory"
         span = 2 * self.config.memory.chunk
         places = (chunks.clamp(min=0)[..., None] * span + torch.arange(span, device=chunks.device)).flatten(2)
-        valid = (chunks >= 0).repeat_interleave(span, 2)
-        return RetrievedWindow(self.retrieved_tokens(distinct), valid, self._tokens_per_retrieval, places)
+        rows = torch.arange(len(places), device=chunks.device)[:, None, None]
+        looked_at = self.retrieved_tokens.looked_at(distinct)[:, 0][rows, places]
+        looked_at = looked_at & (chunks >= 0).repeat_interleave(span, 2)
+        return RetrievedWindow(self.retrieved_tokens(distinct), looked_at, self._tokens_per_retrieval, places)
 
     @property
     def _tokens_per_retrieval(self) -> int:
@@ -227,7 +233,7 @@ class Policy(nn.Module):
 
     def with_memory(self, memory: MemoryConfig) -> Policy:
         """The same weights with other options of the memory. Raises UserError where the weights are for other chunks or blocks."""
-        for name in ("chunk", "layers", "arrivals"):
+        for name in ("chunk", "layers", "arrivals", "repeats"):
             if getattr(memory, name) != getattr(self.config.memory, name):
                 raise UserError(
                     f"the policy was trained with model.memory.{name} {getattr(self.config.memory, name)}, not {getattr(memory, name)}: train another"
@@ -256,7 +262,7 @@ class Policy(nn.Module):
         for number, block in enumerate(self.transformer.blocks[: len(cache.keys)]):
             assert isinstance(block, Block) and block.cross is not None, "the first blocks remember"
             cache.write(number, lanes, block.cross.remember(tokens))
-        cache.seen[lanes, 1:] = retrieved.valid[:, 0]
+        cache.seen[lanes, 1:] = self.retrieved_tokens.looked_at(retrieved)[:, 0]
 
     # layout `transition`
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from icrl.config import ModelConfig
 from icrl.data.chunks import Retrieved
-from icrl.interfaces import FamilySpec, Observation
-from icrl.models.observations import RealEncoder, make_encoder
+from icrl.interfaces import FamilySpec, Observation, map_observation
+from icrl.models.observations import ReturnEncoder, make_encoder
 from icrl.models.points import PointTable
 
 
@@ -100,8 +100,8 @@ class StepTokens(nn.Module):
         self.previous_observation = None
         if config.previous_observation:
             self.previous_observation = make_encoder(config.width, spec.observation_space)
-        self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
-        self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
+        self.episode_return = ReturnEncoder(config.width) if config.episode_return else None
+        self.return_to_go = ReturnEncoder(config.width) if config.conditioned else None
         self.per_step_left, self.rate_step = config.return_to_go == "rate", config.rate_step
         self.horizon = spec.horizon
         self.returns = ReturnEmbedding(config) if config.predicts_returns else None
@@ -209,9 +209,10 @@ class RetrievedTokens(nn.Module):
         self.before = ActionRewardEmbedding(spec, config) if config.memory.arrivals else None
         self.ended = nn.Embedding(2, config.width)
         self.position = nn.Embedding(2 * config.memory.chunk, config.width)
-        self.return_to_go = RealEncoder(config.width, 1) if config.conditioned else None
-        self.episode_return = RealEncoder(config.width, 1) if config.episode_return else None
+        self.return_to_go = ReturnEncoder(config.width) if config.conditioned else None
+        self.episode_return = ReturnEncoder(config.width) if config.episode_return else None
         self.norm = nn.LayerNorm(config.width)
+        self.repeats = config.memory.repeats
 
     def forward(self, retrieved: Retrieved) -> Tensor:
         """(B, R, M, ...) -> (B, R, M, D); what is not valid is finite, and not looked at."""
@@ -226,3 +227,13 @@ class RetrievedTokens(nn.Module):
             led_here = (retrieved.position > 0) & ~ended
             x = x + self.before(action, reward) * led_here[..., None]
         return self.norm(x)
+
+    def looked_at(self, retrieved: Retrieved) -> Tensor:
+        """(B, R, M) bool: all that is valid, or without `memory.repeats` that of it which does not repeat the step before it in its chunk."""
+        if self.repeats:
+            return retrieved.valid
+        told = [retrieved.action, retrieved.reward, retrieved.ended]
+        map_observation(told.append, retrieved.observation)
+        same = [(part == part.roll(1, 2)).reshape(*retrieved.valid.shape, -1).all(-1) for part in told]
+        again = torch.stack([retrieved.position > 0, *same]).all(0)
+        return retrieved.valid & ~again

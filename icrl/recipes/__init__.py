@@ -55,6 +55,8 @@ from icrl.recipes.mixture import (
     t2mir_dpt,
     t2mir_dpt_cheetah_vel,
     t2mir_dpt_point_robot,
+    t2mir_radt,
+    t2mir_radt_dt,
 )
 from icrl.recipes.plans import darkroom_plans, keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
@@ -92,6 +94,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "t2mir-ad-no-contrast": t2mir_ad_no_contrast,
     "t2mir-ad-no-balance": t2mir_ad_no_balance,
     "t2mir-dpt": t2mir_dpt,
+    "t2mir-radt": t2mir_radt,
+    "t2mir-radt-dt": t2mir_radt_dt,
     "t2mir-ad-point-robot": t2mir_ad_point_robot,
     "t2mir-ad-point-robot-dense": t2mir_ad_point_robot_dense,
     "t2mir-ad-cheetah-vel": t2mir_ad_cheetah_vel,

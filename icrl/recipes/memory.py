@@ -51,14 +51,18 @@ def radt_keydoor() -> Recipe:
     """RA-DT in the 10×10 Key-Door, on a Bayes explorer's histories (privileged data): a context of 50 steps, and a memory of all that was lived before."""
     explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
-    memory = replace(radt_in_dark_room.model.memory, chunk=25, worth="onward", arrivals=True)
+    memory = replace(
+        radt_in_dark_room.model.memory, chunk=25, worth="onward", arrivals=True, repeats=False, own_past=0.9
+    )
     return replace(
         radt_in_dark_room,
         name="radt-keydoor",
         description=first_line(radt_keydoor),
         family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
         collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
-        model=replace(radt_in_dark_room.model, width=96, episode_return=True, rate_step=0.5, memory=memory),
+        model=replace(
+            radt_in_dark_room.model, width=96, dropout=0.0, episode_return=True, rate_step=0.5, memory=memory
+        ),
         objective=replace(
             radt_in_dark_room.objective, symmetries=True, apart=0.5, target_return=87.0, search_return=40.0
         ),

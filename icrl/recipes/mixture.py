@@ -1,6 +1,7 @@
 """T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without; and its robots.
 
-All variants have as many active weights, and in the rooms read the same windows; ``t2mir_ad_dense`` has no mixture. On robots the dense models are the recipes ``point_robot``
+All variants have as many active weights, and in the rooms read the same windows; ``t2mir_ad_dense`` has no mixture. ``t2mir_radt`` has a memory, too.
+On robots the dense models are the recipes ``point_robot``
 and ``cheetah_vel`` for DPT, and ``..._dense`` for AD, whose histories are those of an optimal policy under falling noise (AD^eps).
 """
 
@@ -23,6 +24,7 @@ from icrl.config import (
 )
 from icrl.recipes.control import cheetah_vel, point_robot
 from icrl.recipes.description import first_line
+from icrl.recipes.memory import radt, radt_dt
 
 _MIXTURE = MixtureConfig(blocks=(1, 2))
 _MEMBERS = [
@@ -131,6 +133,21 @@ def t2mir_ad_cheetah_vel() -> Recipe:
 def t2mir_ad_cheetah_vel_dense() -> Recipe:
     """Algorithm Distillation on HalfCheetah-Vel, from the histories of an oracle under falling noise (privileged data)."""
     return _falling_noise(t2mir_ad_cheetah_vel_dense, cheetah_vel(), episodes=5, horizon=200, histories=900)
+
+
+def t2mir_radt() -> Recipe:
+    """RA-DT in the 10×10 Dark Room, a memory and mixtures of experts together: the recipe radt with experts by token and by task."""
+    return _with_experts_and_pairs(t2mir_radt, radt())
+
+
+def t2mir_radt_dt() -> Recipe:
+    """The same without the memory: the recipe radt-dt with mixtures of experts."""
+    return _with_experts_and_pairs(t2mir_radt_dt, radt_dt())
+
+
+def _with_experts_and_pairs(function: Callable[[], Recipe], dense: Recipe) -> Recipe:
+    recipe = _with_experts(function, dense)
+    return replace(recipe, train=replace(recipe.train, pairs=True))
 
 
 def _with_experts(function: Callable[[], Recipe], dense: Recipe) -> Recipe:
