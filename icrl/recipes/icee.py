@@ -96,7 +96,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
     keydoor = family.name == "keydoor"
     options: dict[str, Any] = family.options
     most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
-    window = 10 * options["horizon"]
+    window = 6 * options["horizon"]
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),
@@ -108,7 +108,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             window=window,
             width=64,
             num_layers=3,
-            num_heads=4,
+            num_heads=2,
             return_to_go="predicted",
             return_bins=most + 1,
             return_high=float(most),
@@ -117,10 +117,10 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
-            steps=1200 if keydoor else 1000,
+            steps=2500,
             batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
-            validate_every=250,
+            validate_every=500,
             validation_episodes=10,
             validation_lanes=60,
         ),

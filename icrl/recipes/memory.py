@@ -52,7 +52,7 @@ def radt_keydoor() -> Recipe:
     explorer = SourceConfig("nearest_plausible", {"epsilon": 0.1})
     radt_in_dark_room = radt()
     memory = replace(
-        radt_in_dark_room.model.memory, chunk=25, worth="onward", arrivals=True, repeats=False, own_past=0.9
+        radt_in_dark_room.model.memory, k=1, chunk=25, worth="onward", arrivals=True, repeats=False, own_past=0.9
     )
     return replace(
         radt_in_dark_room,
@@ -66,7 +66,7 @@ def radt_keydoor() -> Recipe:
         objective=replace(
             radt_in_dark_room.objective, symmetries=True, apart=0.5, target_return=87.0, search_return=40.0
         ),
-        train=replace(radt_in_dark_room.train, steps=4000),
+        train=replace(radt_in_dark_room.train, steps=5000),
     )
 
 

@@ -29,7 +29,7 @@ _EXACT = ("random", "optimal", "sample_and_hold", "posterior_sampling")
 def darkroom_plans() -> Recipe:
     """History-conditioned DPT in the 10×10 Dark Room: posterior sampling by whole plans, learned from optimal actions alone (privileged data)."""
     family = FamilyConfig("darkroom", {**_ROOM, "num_validation": 4})
-    return _by_plans(darkroom_plans, family, told_by=1.0, episodes=40, steps=2000)
+    return _by_plans(darkroom_plans, family, told_by=1.0, episodes=40, steps=3000)
 
 
 def keydoor_plans() -> Recipe:
