@@ -45,10 +45,15 @@ def make_cell(run: Path) -> dict[str, Any]:
 
 
 def _scores(returns: Array, lane_task: Array, num_tasks: int) -> dict[str, list[list[float]]]:
-    """Returns (S, L, E) -> means per evaluation seed and task (S, N) over lanes, of all, the late and the last episodes, to four digits."""
+    """Returns (S, L, E) -> means per evaluation seed and task (S, N) over lanes, of all, the first ten, the late and the last episodes, to four digits."""
     from icrl.metrics import late
 
-    episodes = {"all": returns.mean(2), "late": returns[..., late(returns.shape[2])].mean(2), "last": returns[..., -1]}
+    episodes = {
+        "all": returns.mean(2),
+        "first": returns[..., :10].mean(2),
+        "late": returns[..., late(returns.shape[2])].mean(2),
+        "last": returns[..., -1],
+    }
     return {
         which: [[float(f"{seed[lane_task == n].mean():.4g}") for n in range(num_tasks)] for seed in per_lane]
         for which, per_lane in episodes.items()
@@ -56,7 +61,7 @@ def _scores(returns: Array, lane_task: Array, num_tasks: int) -> dict[str, list[
 
 
 def scores(cell: Cell, which: str, row: str = "agent") -> Array:
-    """(N,) a row's score on each task of the cell's first evaluation, over its seeds; ``which`` episodes: all, late or last."""
+    """(N,) a row's score on each task of the cell's first evaluation, over its seeds; ``which`` episodes: all, first, late or last."""
     return np.mean(cell["evaluations"][0]["scores"][row][which], axis=0)
 
 

@@ -21,6 +21,7 @@ from scripts.cells import Cell, scores
 
 BRACKETS = "95 % over tasks (bootstrap), then over training seeds (Student's t)"
 EPISODES = {"all": "all trials", "late": "late trials", "last": "last trial"}
+COMPARED = {**EPISODES, "first": "first ten trials"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,22 @@ COMPARISONS = (
     ),
     *(
         Comparison(
+            f"{room}: posterior sampling by whole plans (privileged data: optimal actions as labels)",
+            (
+                Method(plans, "history-conditioned DPT"),
+                Method(dpt, "DPT (privileged data: exact posterior sampling among the sources, too)"),
+            ),
+            "first",
+            seeds=(0,),
+            own_data=True,
+        )
+        for room, plans, dpt in (
+            ("10×10 Key-Door, 40 trials", "keydoor-plans", "explore-keydoor-dpt"),
+            ("MiniGrid, which of several doors, 10 trials", "minigrid-doors-plans", "explore-minigrid-dpt"),
+        )
+    ),
+    *(
+        Comparison(
             f"9×9 {room}, 30 trials, ICEE (privileged data: noisy optimal episodes)",
             methods,
             "all",
@@ -148,7 +165,7 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     done = [{seed: cells[run] for seed, run in runs.items() if run in cells} for runs in named]
     if not done[0]:
         return ""
-    less = f"the first method less this, {EPISODES[comparison.compared]}, paired"
+    less = f"the first method less this, {COMPARED[comparison.compared]}, paired"
     columns = (
         "method",
         *EPISODES.values(),

@@ -182,6 +182,14 @@ LINES = (
         late("nearest_plausible"),
         f"RA-DT {KEYDOOR['RA-DT']} at 40",
     ),
+    Line(
+        "radt-keydoor",
+        0,
+        "10×10 Key-Door, RA-DT: a context of 50 steps and a memory, from a Bayes explorer's histories (privileged data): episode 1 / 10 / 40",
+        episodes("agent", 1, 10, 40),
+        lambda record: f"its source {episodes('source nearest_plausible', 1, 10, 40)(record)}",
+        f"RA-DT {KEYDOOR['RA-DT']} at 40",
+    ),
     *(
         Line(
             f"minigrid-{room}",

@@ -276,7 +276,12 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_global_randomness_al
 @torch.no_grad()
 def test_returns_do_not_drown_what_is_seen_before_training():
     """Of a token's first content no more comes from returns of 0 to 100 than a few times what comes from places in a room."""
-    options: Any = {"episodic": True, "return_to_go": "total", "episode_return": True, "memory": MemoryConfig(k=1, chunk=3, every=2)}
+    options: Any = {
+        "episodic": True,
+        "return_to_go": "total",
+        "episode_return": True,
+        "memory": MemoryConfig(k=1, chunk=3, every=2),
+    }
     spec = FamilySpec("toy", SPACES["grid"], ACTIONS["categorical"], 100)
     policy = make_policy(spec, replace(SMALL, width=64, **options), seed=0)
     returns, places = torch.arange(101.0)[:, None], torch.tensor(list(product(range(4), range(5))))

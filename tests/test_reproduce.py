@@ -12,7 +12,7 @@ import pytest
 from envs.mixed import Mixed
 from icrl.interfaces import UserError
 from icrl.recipes import load_recipe
-from scripts.cells import read_ablations, read_cells, scores, write_cell
+from scripts.cells import _scores, read_ablations, read_cells, scores, write_cell
 from scripts.comparisons import Comparison, Method, comparison_text
 from scripts.reproduce import write_readme
 from scripts.results_table import results_text
@@ -39,11 +39,20 @@ def test_a_finished_run_becomes_a_cell_with_scores_by_task(smoke_run, tmp_path):
     record, kept = evaluation["record"], evaluation["scores"]["agent"]
     curve = record["agents"]["agent"]["return_by_episode"]["mean"]
     assert {which: np.shape(values) for which, values in kept.items()} == dict.fromkeys(
-        ("all", "late", "last"), (1, record["num_tasks"])
+        ("all", "first", "late", "last"), (1, record["num_tasks"])
     )
     assert scores(found, "all").mean() == pytest.approx(np.mean(curve), rel=1e-3)
     assert scores(found, "late").mean() == scores(found, "last").mean() == pytest.approx(curve[-1], rel=1e-3)
     assert found["seconds"] > found["seconds_trained"] > 0 and found["dataset_hash"]
+
+
+def test_scores_are_means_of_all_the_first_ten_the_late_and_the_last_episodes():
+    returns = np.stack([np.arange(12.0), np.arange(12.0) + 100])[
+        None
+    ]  # one seed, a lane for each of two tasks, twelve episodes
+    found = _scores(returns, np.array([0, 1]), 2)
+    expected = {"all": 5.5, "first": 4.5, "late": 10, "last": 11}
+    assert found == {which: [[value, 100 + value]] for which, value in expected.items()}
 
 
 def test_cells_are_read_in_the_order_of_recipes_and_seeds(tmp_path):

@@ -16,6 +16,7 @@ from icrl.recipes.explorers import (
     explore_keydoor_ad,
     explore_keydoor_dpt,
     explore_keydoor_icee,
+    explore_minigrid_dpt,
 )
 from icrl.recipes.icee import (
     icee_bo,
@@ -118,6 +119,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "explore-keydoor-ad": explore_keydoor_ad,
     "explore-keydoor-dpt": explore_keydoor_dpt,
     "explore-keydoor-icee": explore_keydoor_icee,
+    "explore-minigrid-dpt": explore_minigrid_dpt,
     "smoke": smoke,
 }
 

@@ -1,4 +1,4 @@
-"""Other ways to explore the 10×10 rooms of the recipes ``quickstart`` and ``keydoor``, for one table of all explorers.
+"""Other ways to explore the 10×10 rooms of the recipes ``quickstart`` and ``keydoor``, for one table of all explorers; and DPT in a MiniGrid room.
 
 AD learns from an optimal policy under falling noise (AD^eps), ICEE from one under noise that is drawn anew for each episode, DPT from optimal labels.
 """
@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from icrl.config import CollectConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, Recipe, SourceConfig
+from icrl.config import (
+    CollectConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Recipe,
+    RL2Config,
+    SourceConfig,
+)
 from icrl.recipes.description import first_line
 from icrl.recipes.rooms import keydoor, quickstart
+from icrl.recipes.worlds import minigrid_doors
 
 
 def explore_darkroom_ad() -> Recipe:
@@ -25,15 +34,17 @@ def explore_keydoor_ad() -> Recipe:
 
 def explore_keydoor_dpt() -> Recipe:
     """Decision-Pretrained Transformer in the 10×10 Key-Door: optimal actions as labels, exact posterior sampling among the sources (privileged data)."""
-    room = keydoor()
-    sources = SourceConfig("posterior_sampling"), SourceConfig("sample_and_hold")
-    return _in_room(
-        explore_keydoor_dpt,
-        replace(
-            room,
-            collect=replace(room.collect, sources=sources),
-            objective=ObjectiveConfig("dpt", start_fraction=1.0),
-        ),
+    return _dpt(explore_keydoor_dpt, keydoor())
+
+
+def explore_minigrid_dpt() -> Recipe:
+    """Decision-Pretrained Transformer in a MiniGrid room of closed doors: optimal actions as labels, exact posterior sampling among the sources (privileged data)."""
+    recipe = _dpt(explore_minigrid_dpt, replace(minigrid_doors(), rl2=RL2Config()))
+    (evaluation,) = recipe.evaluations
+    return replace(
+        recipe,
+        train=replace(recipe.train, steps=800, validate_every=200),
+        evaluations=(replace(evaluation, episodes=10, lanes=100),),
     )
 
 
@@ -54,6 +65,12 @@ def _distilled(function: Callable[[], Recipe], room: Recipe) -> Recipe:
     )
     objective = ObjectiveConfig("ad", keep_every=5, start_fraction=0.5, intended_labels=False)
     return _in_room(function, replace(room, collect=collect, objective=objective))
+
+
+def _dpt(function: Callable[[], Recipe], room: Recipe) -> Recipe:
+    sources = SourceConfig("posterior_sampling"), SourceConfig("sample_and_hold")
+    collect = replace(room.collect, sources=sources)
+    return _in_room(function, replace(room, collect=collect, objective=ObjectiveConfig("dpt", start_fraction=1.0)))
 
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
