@@ -1,7 +1,7 @@
 """What a mixture of experts adds to any objective's loss: balanced experts, and a task router that tells tasks apart (T2MIR: Wu et al. 2025).
 
 Balance (Shazeer et al. 2017): the squared coefficients of variation, over the experts, of their summed gates and of the number of tokens that they are expected
-to get. Contrast: every batch holds two windows of each of its tasks (icrl/data/sampling.py); at a step of the second half of each, drawn anew for each update, the task router's
+to get. Contrast: every batch holds two windows of each of its tasks (icrl/data/sampling.py); at the last step of each, the task router's
 representation must be nearer to what its slow copy makes of the other window of the task than of any window of another task (InfoNCE, He et al. 2020).
 """
 
@@ -73,12 +73,11 @@ def variation(amounts: Tensor) -> Tensor:
 def _contrast(
     decision: Decision, router: TaskRouter, valid: Tensor, task: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE at a late step of each window, and the share of windows whose nearest is of their task."""
-    rows, length = torch.arange(len(task), device=task.device), valid.sum(1)
-    late = length - 1 - (torch.rand(len(task), device=task.device) * ((length + 1) // 2)).long()
-    asked = decision.asked[rows, late]
+    """InfoNCE at the last step of each window, and the share of windows whose nearest is of their task."""
+    rows, last = torch.arange(len(task), device=task.device), valid.sum(1) - 1
+    asked = decision.asked[rows, last]
     told = asked.detach().any(-1)  # of some there is nothing to tell the task from yet
-    fast = decision.routes.representation[rows, late][told]
+    fast = decision.routes.representation[rows, last][told]
     return info_nce(fast, router.slow_representation(asked[told]), task[told], temperature)
 
 
