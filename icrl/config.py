@@ -166,7 +166,10 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the feed-forward layers over the width."""
     action_reward_std: float = 0.02
-    """Standard deviation of the initial embeddings of actions and rewards (all others: 0.02): more where these tell most, as in bandits."""
+    """Standard deviation of the initial embeddings of actions and rewards (others: 0.02): more where these tell most, as in bandits."""
+    return_std: float = 0.02
+    """About the standard deviation of what returns are embedded as at first. As a network's output, 1, they drown what they are added to: places are then learned
+    late."""
     reward_mean: float = 0.0
     """Rewards enter the model as (reward - reward_mean) / reward_scale."""
     reward_scale: float = 1.0

@@ -43,7 +43,7 @@ class RealEncoder(nn.Module):
 
 
 class ReturnEncoder(RealEncoder):
-    """Returns, (..., 1) -> (..., D). Begins on the scale of the embeddings that it is added to, where a network's output would drown them (see ``Policy``)."""
+    """Returns, (..., 1) -> (..., D). How large they are at first is ``ModelConfig.return_std``."""
 
     def __init__(self, width: int):
         super().__init__(width, 1)

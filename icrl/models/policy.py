@@ -67,6 +67,8 @@ class Policy(nn.Module):
         for module in self.modules():
             if isinstance(module, Mixture):
                 module.initialise(config.num_layers)
+            if isinstance(module, ReturnEncoder):
+                module.down.weight.data.mul_(config.return_std)
         together = [module for module in self.modules() if isinstance(module, ActionRewardEmbedding)]
         for module in [part for one in together for part in one.children()]:
             if isinstance(module, nn.Embedding):
@@ -81,8 +83,6 @@ class Policy(nn.Module):
             )
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, ReturnEncoder):  # its layers were initialised before it
-            module.down.weight.data.mul_(EMBEDDING_STD)
 
     @property
     def device(self) -> torch.device:
@@ -357,7 +357,7 @@ def check_model(config: ModelConfig) -> None:
             f"heads of width {config.attention_width // config.num_heads} are odd, rotary positions need an even one: change model.num_heads or "
             "model.head_width"
         )
-    for name in ("action_reward_std", "reward_scale"):
+    for name in ("action_reward_std", "return_std", "reward_scale"):
         if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"model.{name} is {getattr(config, name)}, expected a positive number")
     check_memory(config)

@@ -61,7 +61,13 @@ def radt_keydoor() -> Recipe:
         family=FamilyConfig("keydoor", {"width": 10, "height": 10, "horizon": 100}),
         collect=CollectConfig((explorer,), num_histories=8192, steps_per_history=700, shard_histories=512),
         model=replace(
-            radt_in_dark_room.model, width=96, dropout=0.0, episode_return=True, rate_step=0.5, memory=memory
+            radt_in_dark_room.model,
+            width=96,
+            dropout=0.0,
+            return_std=0.02,
+            episode_return=True,
+            rate_step=0.5,
+            memory=memory,
         ),
         objective=replace(
             radt_in_dark_room.objective, symmetries=True, apart=0.5, target_return=87.0, search_return=40.0
@@ -70,7 +76,7 @@ def radt_keydoor() -> Recipe:
     )
 
 
-_HALF_AN_EPISODE = ModelConfig(window=50, num_layers=3, return_to_go="rate", episodic=True, dropout=0.1)
+_HALF_AN_EPISODE = ModelConfig(window=50, num_layers=3, return_to_go="rate", return_std=1.0, episodic=True, dropout=0.1)
 _THREE_EPISODES = ModelConfig(window=300, num_layers=3, dropout=0.1)
 _CONDITIONED = ObjectiveConfig("dt", target_return=90.0, search_return=60.0, start_fraction=0.6)
 
