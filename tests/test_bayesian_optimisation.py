@@ -419,7 +419,17 @@ def test_a_failed_fit_leaves_the_priors_modes(monkeypatch):
     def fail(likelihood):
         raise agent._library._fit.ModelFittingError("all attempts")
 
+    def lengths() -> tuple[np.ndarray, np.ndarray]:
+        with agent._library.apart(0):
+            process = agent._library.fitted(agent._points[[3, 700, 90]], np.array([0.5, -1.0, 1.2]))
+        kernel = getattr(process.covar_module, "base_kernel", process.covar_module)
+        return kernel.lengthscale.detach().numpy(), kernel.lengthscale_prior.mode.numpy()
+
+    fitted, mode = lengths()
     monkeypatch.setattr(agent._library._fit, "fit_gpytorch_mll", fail)
+    left, _ = lengths()
+    np.testing.assert_allclose(left, np.broadcast_to(mode, left.shape), rtol=1e-5)
+    assert not np.allclose(fitted, left, rtol=1e-2)
     assert 0 <= agent.act(np.zeros((1, 1))).action[0] < 1024
 
 
