@@ -115,13 +115,53 @@ def test_radt():
     assert last["radt"] >= 82 and all(last["radt"] > last[other] for other in ("radt-ad", "radt-dpt", "radt-dt"))
 
 
+def test_radt_in_keydoor():
+    (record,), _ = finished("radt-keydoor")
+    assert curve(record)[39] >= 82 and record["verdict"]["learned"]
+
+
+def test_darkroom_plans():
+    """Posterior sampling by whole plans, from optimal actions alone."""
+    (held, _), _ = finished("darkroom-plans")
+    first, second, third = curve(held)[:3]
+    assert first >= 35 and second >= 70 and third >= 82 and sum(curve(held)[4:40]) / 36 >= 87
+    assert json.loads((ROOT / "runs" / "darkroom-plans" / "run.json").read_text())["seconds_trained"] <= 30 * 60
+
+
+@pytest.mark.parametrize(
+    ("plans", "dpt"), [("keydoor-plans", "explore-keydoor-dpt"), ("minigrid-doors-plans", "explore-minigrid-dpt")]
+)
+def test_whole_plans_beat_a_sample_per_step(plans, dpt):
+    for recipe in (plans, dpt):
+        finished(recipe)
+    assert lower_end(plans, dpt, "first") > 0
+
+
+def lower_end(one: str, other: str, which: str) -> float:
+    """Lower end of the paired interval, over tasks, of the difference between the scores of two finished runs."""
+    cells = [make_cell(ROOT / "runs" / recipe) for recipe in (one, other)]
+    difference = scores(cells[0], which) - scores(cells[1], which)
+    ends = Bootstrap(np.arange(len(difference)), 1, 0)(difference[None]).estimate().over_tasks
+    assert ends is not None
+    return ends.ravel()[0]
+
+
+def test_icee():
+    (easy,), _ = finished("icee-darkroom")
+    (once,), _ = finished("icee-darkroom-once")
+    (keydoor,), _ = finished("icee-keydoor")
+    assert curve(easy)[19] >= 0.9 * easy["optimal_return"] and curve(once)[19] >= 0.9 * once["optimal_return"]
+    assert curve(keydoor)[19] >= 1.8
+    for recipe in ("icee-darkroom-biased", "icee-darkroom-uncorrected", "icee-darkroom-sorted"):
+        finished(recipe)
+    assert lower_end("icee-darkroom-biased", "icee-darkroom-uncorrected", "all") > 0
+    assert lower_end("icee-darkroom-biased", "icee-darkroom-sorted", "all") > 0
+
+
 @pytest.mark.parametrize("room", ["large-darkroom", "large-keydoor"])
 def test_a_memory_helps_in_a_large_room(room):
     (_, minutes), _ = (finished(f"{room}-{kind}") for kind in ("memory", "window"))
-    cells = [make_cell(ROOT / "runs" / f"{room}-{kind}") for kind in ("memory", "window")]
-    difference = scores(cells[0], "all") - scores(cells[1], "all")
-    ends = Bootstrap(np.arange(len(difference)), 1, 0)(difference[None]).estimate().over_tasks
-    assert ends is not None and ends.ravel()[0] > 0 and minutes <= 20
+    assert lower_end(f"{room}-memory", f"{room}-window", "all") > 0 and minutes <= 20
 
 
 def test_bench(tmp_path):
