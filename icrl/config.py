@@ -7,7 +7,7 @@ dataclass before any work. Everything else is here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from icrl.interfaces import ActionRule, PlanRule
 
@@ -59,6 +59,9 @@ class MemoryConfig:
     A policy that imitates learners (objectives ad and dpt) is trained with chunks of the same history from before the window, a return-conditioned one (dt)
     also with those of other trajectories; at deployment both remember the lane's own past.
     """
+
+    WEIGHTS_FOR: ClassVar[tuple[str, ...]] = ("chunk", "layers", "arrivals", "repeats")
+    """Options that trained weights are for: another value needs another training."""
 
     k: int = 0
     """Chunks that a retrieval brings; 0: no memory."""
@@ -167,9 +170,9 @@ class ModelConfig:
     """Hidden width of the feed-forward layers over the width."""
     action_reward_std: float = 0.02
     """Standard deviation of the initial embeddings of actions and rewards (others: 0.02): more where these tell most, as in bandits."""
-    return_std: float = 0.02
-    """About the standard deviation of what returns are embedded as at first. As a network's output, 1, they drown what they are added to: places are then learned
-    late."""
+    return_scale: float = 0.02
+    """Factor on the first output of the networks that embed returns (predicted ones are looked up instead). With 1 they drown what they are added to, whose embeddings begin
+    at 0.02, and places are learned late."""
     reward_mean: float = 0.0
     """Rewards enter the model as (reward - reward_mean) / reward_scale."""
     reward_scale: float = 1.0

@@ -261,8 +261,12 @@ def other_memory(memory: MemoryConfig, changes: dict[str, int | float | str]) ->
     """The options of a memory with some changed. Raises UserError for one that does not exist, or that no text or number is a value of."""
     from icrl.recipe_json import dataclass_from_json
 
-    kinds = {f.name: type(getattr(memory, f.name)) for f in dataclasses.fields(memory)}
-    kinds = {name: kind for name, kind in kinds.items() if kind is not bool}
+    kinds = {
+        f.name: type(getattr(memory, f.name)) for f in dataclasses.fields(memory) if f.name not in memory.WEIGHTS_FOR
+    }
+    for name in changes:
+        if name in memory.WEIGHTS_FOR:
+            raise UserError(f"--retrieval {name}: trained weights are for one model.memory.{name}, train another")
     unknown = [name for name in changes if name not in kinds]
     if unknown:
         raise UserError(f"--retrieval {unknown[0]}: no option of model.memory, expected some of {', '.join(kinds)}")

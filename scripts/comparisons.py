@@ -89,9 +89,9 @@ COMPARISONS = (
     Comparison(
         "A memory and mixtures of experts together, 10×10 Dark Room, RA-DT's held-out goals, 40 trials, Q-learning's histories",
         (
-            Method("t2mir-radt", "a memory and mixtures of experts"),
+            Method("t2mir-radt", "a memory and mixtures of experts, windows in pairs of one task"),
             Method("radt", "a memory"),
-            Method("t2mir-radt-dt", "mixtures of experts"),
+            Method("t2mir-radt-dt", "mixtures of experts, windows in pairs of one task"),
             Method("radt-dt", "neither"),
         ),
         seeds=(0,),
@@ -101,7 +101,10 @@ COMPARISONS = (
             f"{room}: posterior sampling by whole plans (privileged data: optimal actions as labels)",
             (
                 Method(plans, "history-conditioned DPT"),
-                Method(dpt, "DPT (privileged data: exact posterior sampling among the sources, too)"),
+                Method(
+                    dpt,
+                    "DPT, as many weights, updates and histories (privileged data: exact posterior sampling among the sources, too)",
+                ),
             ),
             "first",
             seeds=(0,),
@@ -166,9 +169,10 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     if not done[0]:
         return ""
     less = f"the first method less this, {COMPARED[comparison.compared]}, paired"
+    shown = _shown(comparison)
     columns = (
         "method",
-        *EPISODES.values(),
+        *(COMPARED[which] for which in shown),
         less,
         "published, last trial",
         "training seeds",
@@ -180,6 +184,11 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     return f"{comparison.title}; brackets: {BRACKETS}:\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
+def _shown(comparison: Comparison) -> tuple[str, ...]:
+    """Of which episodes a table tells."""
+    return tuple(EPISODES) if comparison.compared in EPISODES else (comparison.compared, *EPISODES)
+
+
 def _row(
     method: Method, done: Mapping[int, Cell], first: Mapping[int, Cell], comparison: Comparison
 ) -> tuple[str, ...]:
@@ -187,7 +196,7 @@ def _row(
         return _normalised(cell, which) if comparison.normalised else scores(cell, which)
 
     digits = 3 if comparison.normalised else 1
-    shown = [_estimated([scored(cell, which) for cell in done.values()], digits) for which in EPISODES]
+    shown = [_estimated([scored(cell, which) for cell in done.values()], digits) for which in _shown(comparison)]
     pairs = [_difference(scored, first[s], done[s], comparison) for s in done if s in first]
     less = "–" if done is first or not pairs else _estimated(pairs, digits)
     minutes = np.mean([cell["seconds"] for cell in done.values()]) / 60

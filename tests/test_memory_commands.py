@@ -95,7 +95,9 @@ def test_what_does_not_fit_a_memory_is_one_line(run, tmp_path, capsys):
     assert "is not a saved memory" in complaint(capsys, run, *short, "--memory", tmp_path / "bad.npz")
     assert "no option of model.memory" in complaint(capsys, run, *short, "--retrieval", "depth", "3")
     assert "could not convert" in complaint(capsys, run, *short, "--retrieval", "utility", "much")
-    assert "trained with model.memory.chunk 4, not 5" in complaint(capsys, run, *short, "--retrieval", "chunk", "5")
+    for fixed, value in (("chunk", "5"), ("repeats", "false")):
+        said = complaint(capsys, run, *short, "--retrieval", fixed, value)
+        assert f"--retrieval {fixed}: trained weights are for one model.memory.{fixed}" in said
     assert "more than model.memory.candidates" in complaint(capsys, run, *short, "--retrieval", "k", "99")
     plain = tmp_path / "plain"
     train(RECIPE, make_store(tmp_path / "data"), FAMILY, plain, progress=False, monitored=False)

@@ -293,11 +293,26 @@ def test_returns_do_not_drown_what_is_seen_before_training():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"num_heads": 3}, "not divisible"), ({"num_heads": 16}, "odd"), ({"window": 1}, "too short")],
+    [
+        ({"num_heads": 3}, "not divisible"),
+        ({"num_heads": 16}, "odd"),
+        ({"window": 1}, "too short"),
+        ({"return_scale": 0.0}, r"model\.return_scale is 0\.0, expected a positive number"),
+    ],
 )
 def test_contradictory_sizes_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         make(**options)
+
+
+@pytest.mark.parametrize("change", [{"chunk": 2}, {"layers": "first"}, {"arrivals": True}, {"repeats": False}])
+def test_weights_keep_the_options_of_the_memory_that_they_are_for(change):
+    memory = MemoryConfig(k=1, chunk=3, every=2)
+    policy = make(memory=memory)
+    (name,) = change
+    with pytest.raises(UserError, match=rf"trained with model\.memory\.{name} .*: train another"):
+        policy.with_memory(replace(memory, **change))
+    assert policy.with_memory(replace(memory, utility=3.0)).config.memory.utility == 3.0
 
 
 def test_spaces_without_encoder_or_head_are_refused_by_name():

@@ -63,8 +63,10 @@ def retrieved_for(agent, lane, groups):
 @torch.no_grad()
 def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
     agent, script = agent_of(options), Script(3, 60)
+    if not options["memory"].repeats:
+        script.linger()
     agent.reset(3)
-    remembered, halved, before = 0, 0, np.zeros(3)
+    remembered, halved, left_out, before = 0, 0, 0, np.zeros(3)
     for t, output in live(agent, script, 60):
         for lane in range(3):
             window = as_window(agent, lane, script.observation[t, lane])
@@ -83,9 +85,12 @@ def test_cached_life_equals_the_full_pass_with_the_same_retrievals(options):
             expected = step_window(agent.policy, replace(window, retrieved=retrieved))[0, -1]
             torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
             remembered += retrieved is not None
+            if retrieved is not None:
+                left_out += int((retrieved.valid & ~agent.policy.retrieved_tokens.looked_at(retrieved)).sum())
             halved += n < before[lane] and n > 1
             before[lane] = n
     assert remembered > 60 and (halved > 3 or agent.policy.config.episodic)
+    assert (left_out > 0) != options["memory"].repeats
 
 
 @pytest.mark.parametrize("episode_return", [True, False])

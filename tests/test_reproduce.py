@@ -91,6 +91,24 @@ def test_methods_are_compared_by_seed_and_task():
     assert theirs[5:8] == ["–", "2", "1"]
 
 
+def test_a_table_shows_the_episodes_that_it_compares():
+    cells = {"radt": cell(80, 90), "radt-ad": cell(70, 75)}
+    for one in cells.values():
+        columns = one["evaluations"][0]["scores"]["agent"]
+        columns["first"] = [[score / 2 for score in columns["late"][0]]]
+    text = comparison_text(replace(TWO, compared="first"), cells)
+    head = [part.strip() for part in text.splitlines()[2].strip("|").split("|")]
+    ours, theirs = cells_of(text)
+    assert head[1:6] == [
+        "first ten trials",
+        "all trials",
+        "late trials",
+        "last trial",
+        "the first method less this, first ten trials, paired",
+    ]
+    assert ours[1].startswith("42.5 [") and theirs[1].startswith("36.2 [") and theirs[5].startswith("6.2 [")
+
+
 def test_runs_on_different_data_are_not_compared():
     with pytest.raises(UserError, match="are of different data"):
         comparison_text(TWO, {"radt": cell(80, 90), "radt-ad": cell(80, 90, data="other data")})

@@ -43,7 +43,7 @@ class RealEncoder(nn.Module):
 
 
 class ReturnEncoder(RealEncoder):
-    """Returns, (..., 1) -> (..., D). How large they are at first is ``ModelConfig.return_std``."""
+    """Returns, (..., 1) -> (..., D). How large they are at first is ``ModelConfig.return_scale``."""
 
     def __init__(self, width: int):
         super().__init__(width, 1)

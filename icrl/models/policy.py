@@ -68,7 +68,7 @@ class Policy(nn.Module):
             if isinstance(module, Mixture):
                 module.initialise(config.num_layers)
             if isinstance(module, ReturnEncoder):
-                module.down.weight.data.mul_(config.return_std)
+                module.down.weight.data.mul_(config.return_scale)
         together = [module for module in self.modules() if isinstance(module, ActionRewardEmbedding)]
         for module in [part for one in together for part in one.children()]:
             if isinstance(module, nn.Embedding):
@@ -233,7 +233,7 @@ class Policy(nn.Module):
 
     def with_memory(self, memory: MemoryConfig) -> Policy:
         """The same weights with other options of the memory. Raises UserError where the weights are for other chunks or blocks."""
-        for name in ("chunk", "layers", "arrivals", "repeats"):
+        for name in MemoryConfig.WEIGHTS_FOR:
             if getattr(memory, name) != getattr(self.config.memory, name):
                 raise UserError(
                     f"the policy was trained with model.memory.{name} {getattr(self.config.memory, name)}, not {getattr(memory, name)}: train another"
@@ -357,7 +357,7 @@ def check_model(config: ModelConfig) -> None:
             f"heads of width {config.attention_width // config.num_heads} are odd, rotary positions need an even one: change model.num_heads or "
             "model.head_width"
         )
-    for name in ("action_reward_std", "return_std", "reward_scale"):
+    for name in ("action_reward_std", "return_scale", "reward_scale"):
         if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"model.{name} is {getattr(config, name)}, expected a positive number")
     check_memory(config)

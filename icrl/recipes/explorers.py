@@ -1,6 +1,7 @@
 """Other ways to explore the 10×10 rooms of the recipes ``quickstart`` and ``keydoor``, for one table of all explorers; and DPT in a MiniGrid room.
 
-AD learns from an optimal policy under falling noise (AD^eps), ICEE from one under noise that is drawn anew for each episode, DPT from optimal labels.
+AD learns from an optimal policy under falling noise (AD^eps), ICEE from one under noise that is drawn anew for each episode, DPT from optimal labels, with
+the model and the training of the recipes of whole plans.
 """
 
 from __future__ import annotations
@@ -8,18 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from icrl.config import (
-    CollectConfig,
-    EvaluateConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    Recipe,
-    RL2Config,
-    SourceConfig,
-)
+from icrl.config import CollectConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, Recipe, SourceConfig
 from icrl.recipes.description import first_line
+from icrl.recipes.plans import keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import keydoor, quickstart
-from icrl.recipes.worlds import minigrid_doors
 
 
 def explore_darkroom_ad() -> Recipe:
@@ -34,18 +27,12 @@ def explore_keydoor_ad() -> Recipe:
 
 def explore_keydoor_dpt() -> Recipe:
     """Decision-Pretrained Transformer in the 10×10 Key-Door: optimal actions as labels, exact posterior sampling among the sources (privileged data)."""
-    return _dpt(explore_keydoor_dpt, keydoor())
+    return _dpt(explore_keydoor_dpt, keydoor_plans())
 
 
 def explore_minigrid_dpt() -> Recipe:
     """Decision-Pretrained Transformer in a MiniGrid room of closed doors: optimal actions as labels, exact posterior sampling among the sources (privileged data)."""
-    recipe = _dpt(explore_minigrid_dpt, replace(minigrid_doors(), rl2=RL2Config()))
-    (evaluation,) = recipe.evaluations
-    return replace(
-        recipe,
-        train=replace(recipe.train, steps=800, validate_every=200),
-        evaluations=(replace(evaluation, episodes=10, lanes=100),),
-    )
+    return _dpt(explore_minigrid_dpt, minigrid_doors_plans())
 
 
 def explore_darkroom_icee() -> Recipe:
@@ -67,10 +54,18 @@ def _distilled(function: Callable[[], Recipe], room: Recipe) -> Recipe:
     return _in_room(function, replace(room, collect=collect, objective=objective))
 
 
-def _dpt(function: Callable[[], Recipe], room: Recipe) -> Recipe:
+def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
+    """The model, the updates and as many histories of a recipe of whole plans."""
     sources = SourceConfig("posterior_sampling"), SourceConfig("sample_and_hold")
-    collect = replace(room.collect, sources=sources)
-    return _in_room(function, replace(room, collect=collect, objective=ObjectiveConfig("dpt", start_fraction=1.0)))
+    return replace(
+        plans,
+        name=function.__name__.replace("_", "-"),
+        description=first_line(function),
+        collect=replace(plans.collect, sources=sources),
+        model=replace(plans.model, plans=False),
+        objective=replace(plans.objective, told_by=0.0),
+        evaluations=(replace(plans.evaluations[0], baselines=("random", "optimal")),),
+    )
 
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:

@@ -96,7 +96,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
     keydoor = family.name == "keydoor"
     options: dict[str, Any] = family.options
     most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
-    window = 6 * options["horizon"]
+    window = 10 * options["horizon"]
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),

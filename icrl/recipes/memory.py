@@ -64,21 +64,28 @@ def radt_keydoor() -> Recipe:
             radt_in_dark_room.model,
             width=96,
             dropout=0.0,
-            return_std=0.02,
+            return_scale=0.02,
             episode_return=True,
             rate_step=0.5,
             memory=memory,
         ),
         objective=replace(
-            radt_in_dark_room.objective, symmetries=True, apart=0.5, target_return=87.0, search_return=40.0
+            radt_in_dark_room.objective,
+            intended_labels=True,
+            symmetries=True,
+            apart=0.5,
+            target_return=87.0,
+            search_return=40.0,
         ),
         train=replace(radt_in_dark_room.train, steps=5000),
     )
 
 
-_HALF_AN_EPISODE = ModelConfig(window=50, num_layers=3, return_to_go="rate", return_std=1.0, episodic=True, dropout=0.1)
+_HALF_AN_EPISODE = ModelConfig(
+    window=50, num_layers=3, return_to_go="rate", return_scale=1.0, episodic=True, dropout=0.1
+)
 _THREE_EPISODES = ModelConfig(window=300, num_layers=3, dropout=0.1)
-_CONDITIONED = ObjectiveConfig("dt", target_return=90.0, search_return=60.0, start_fraction=0.6)
+_CONDITIONED = ObjectiveConfig("dt", intended_labels=False, target_return=90.0, search_return=60.0, start_fraction=0.6)
 
 
 def _in_dark_room(function: Callable[[], Recipe], model: ModelConfig, objective: ObjectiveConfig) -> Recipe:
@@ -117,7 +124,7 @@ def large_darkroom_window() -> Recipe:
 
 def large_keydoor_memory() -> Recipe:
     """Distil a Bayes explorer in the 20×20 Key-Door with a window of half an episode, and a memory of all that was lived before."""
-    return _in_large_room(large_keydoor_memory, "keydoor", _OWN_LIFE)
+    return _in_large_room(large_keydoor_memory, "keydoor", _THE_WAY)
 
 
 def large_keydoor_window() -> Recipe:
@@ -126,17 +133,16 @@ def large_keydoor_window() -> Recipe:
 
 
 _OWN_LIFE = MemoryConfig(k=3)
+_THE_WAY = MemoryConfig(k=1, worth="onward", arrivals=True, repeats=False)
 
 
 def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryConfig) -> Recipe:
-    starts = {
-        "darkroom": {"start": "random", "goal_split": "radt"},
-        "keydoor": {},
-    }
+    keydoor = family == "keydoor"
+    starts = {} if keydoor else {"start": "random", "goal_split": "radt"}
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),
-        family=FamilyConfig(family, {"width": 20, "height": 20, "horizon": 400, **starts[family]}),
+        family=FamilyConfig(family, {"width": 20, "height": 20, "horizon": 400, **starts}),
         collect=CollectConfig(
             (SourceConfig("nearest_plausible", {"epsilon": 0.1}),),
             num_histories=2048,
@@ -149,12 +155,12 @@ def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryCo
             num_layers=3,
             num_heads=4,
             head_width=32,
-            episode_return=family == "keydoor",
+            episode_return=keydoor,
             memory=memory,
         ),
-        objective=ObjectiveConfig("ad", start_fraction=0.2, short_window=memory.k == 0),
+        objective=ObjectiveConfig("ad", start_fraction=0.2, short_window=memory.k == 0, symmetries=keydoor),
         train=TrainConfig(
-            steps=1500,
+            steps=2500 if keydoor else 1500,
             batch_size=32,
             learning_rate=2e-3,
             validate_every=500,

@@ -130,7 +130,7 @@ def keydoor() -> Recipe:
             steps_per_history=700,
         ),
         model=ModelConfig(
-            window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True, return_std=1.0
+            window=300, width=96, num_layers=3, num_heads=4, head_width=32, episode_return=True, return_scale=1.0
         ),
         objective=ObjectiveConfig("ad", start_fraction=0.4, symmetries=True),
         train=TrainConfig(
