@@ -285,7 +285,8 @@ def test_returns_do_not_drown_what_is_seen_before_training():
     spec = FamilySpec("toy", SPACES["grid"], ACTIONS["categorical"], 100)
     policy = make_policy(spec, replace(SMALL, width=64, **options), seed=0)
     returns, places = torch.arange(101.0)[:, None], torch.tensor(list(product(range(4), range(5))))
-    for tokens in (policy.tokens, policy.retrieved_tokens):
+    both: list[Any] = [policy.tokens, policy.retrieved_tokens]
+    for tokens in both:
         seen = tokens.observation(places).std(0).mean()
         for encoder in (tokens.return_to_go, tokens.episode_return):
             assert 0.1 * seen < encoder(returns).std(0).mean() < 3 * seen
