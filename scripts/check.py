@@ -258,7 +258,7 @@ def _rl2(recipe: Recipe, family: Family) -> Iterator[str]:
 
 
 def other_memory(memory: MemoryConfig, changes: dict[str, int | float | str]) -> MemoryConfig:
-    """The options of a memory with some changed. Raises UserError for one that does not exist, or that no text or number is a value of."""
+    """The options of a memory with some changed. Raises UserError for one that does not exist, that trained weights are for, or that the value does not fit."""
     from icrl.recipe_json import dataclass_from_json
 
     kinds = {

@@ -32,6 +32,15 @@ def curve(record: dict[str, Any], row: str = "agent") -> list[float]:
     return record["agents"][row]["return_by_episode"]["mean"]
 
 
+def lower_end(one: str, other: str, which: str) -> float:
+    """Lower end of the paired interval, over tasks, of the difference between the scores of two finished runs."""
+    cells = [make_cell(ROOT / "runs" / recipe) for recipe in (one, other)]
+    difference = scores(cells[0], which) - scores(cells[1], which)
+    ends = Bootstrap(np.arange(len(difference)), 1, 0)(difference[None]).estimate().over_tasks
+    assert ends is not None
+    return ends.ravel()[0]
+
+
 def test_quickstart():
     (short, long, everywhere), minutes = finished("quickstart")
     assert short["lanes"] >= 500 and long["lanes"] >= 60 and everywhere["num_tasks"] == 100
@@ -135,15 +144,6 @@ def test_whole_plans_beat_a_sample_per_step(plans, dpt):
     for recipe in (plans, dpt):
         finished(recipe)
     assert lower_end(plans, dpt, "first") > 0
-
-
-def lower_end(one: str, other: str, which: str) -> float:
-    """Lower end of the paired interval, over tasks, of the difference between the scores of two finished runs."""
-    cells = [make_cell(ROOT / "runs" / recipe) for recipe in (one, other)]
-    difference = scores(cells[0], which) - scores(cells[1], which)
-    ends = Bootstrap(np.arange(len(difference)), 1, 0)(difference[None]).estimate().over_tasks
-    assert ends is not None
-    return ends.ravel()[0]
 
 
 def test_icee():

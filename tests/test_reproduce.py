@@ -47,9 +47,7 @@ def test_a_finished_run_becomes_a_cell_with_scores_by_task(smoke_run, tmp_path):
 
 
 def test_scores_are_means_of_all_the_first_ten_the_late_and_the_last_episodes():
-    returns = np.stack([np.arange(12.0), np.arange(12.0) + 100])[
-        None
-    ]  # one seed, a lane for each of two tasks, twelve episodes
+    returns = np.stack([np.arange(12.0), np.arange(12.0) + 100])[None]  # (one seed, a lane of each task, episodes)
     found = _scores(returns, np.array([0, 1]), 2)
     expected = {"all": 5.5, "first": 4.5, "late": 10, "last": 11}
     assert found == {which: [[value, 100 + value]] for which, value in expected.items()}

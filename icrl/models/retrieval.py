@@ -73,7 +73,7 @@ class RetrievedWindow:
     ----------
     tokens : Tensor
         (B, R, M, D) what was retrieved.
-    valid : Tensor
+    looked_at : Tensor
         (B, R, M) bool.
     every : int
         Tokens that each retrieval serves; the last one may serve fewer.
@@ -81,9 +81,9 @@ class RetrievedWindow:
         (B, R, M) where each retrieved token stands among distinct ones: ``tokens`` is then (B, 1, N, D), so that what came twice is read once.
     """
 
-    def __init__(self, tokens: Tensor, valid: Tensor, every: int, places: Tensor | None = None):
+    def __init__(self, tokens: Tensor, looked_at: Tensor, every: int, places: Tensor | None = None):
         self.tokens, self.every = tokens, every
-        self.seen = see_nothing_too(valid)
+        self.seen = see_nothing_too(looked_at)
         self.places = None if places is None else F.pad(places + 1, (1, 0))  # (B, R, 1 + M): nothing stands first
 
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ class RetrievedWindow:
 class WatchedWindow(RetrievedWindow):
     """The same, keeping how the attention was divided: ``shares``, by layer (B, R, every, 1 + M), the first share being that of nothing."""
 
-    def __init__(self, tokens: Tensor, valid: Tensor, every: int, places: Tensor | None = None):
-        super().__init__(tokens, valid, every, places)
+    def __init__(self, tokens: Tensor, looked_at: Tensor, every: int, places: Tensor | None = None):
+        super().__init__(tokens, looked_at, every, places)
         self.shares: list[Tensor] = []
 
     def attend(self, number: int, layer: CrossAttention, x: Tensor) -> Tensor:
@@ -115,9 +115,9 @@ class WatchedWindow(RetrievedWindow):
         return super().attend(number, layer, x)
 
 
-def see_nothing_too(valid: Tensor) -> Tensor:
+def see_nothing_too(looked_at: Tensor) -> Tensor:
     """(..., M) bool -> (..., 1 + M): the token that holds nothing is always seen."""
-    return F.pad(valid, (1, 0), value=True)
+    return F.pad(looked_at, (1, 0), value=True)
 
 
 class RetrievalCache:

@@ -1,7 +1,8 @@
 """T2MIR (Wu et al. 2025): one model for several families of rooms, with mixtures of experts and without; and its robots.
 
 All variants have as many active weights; those of ``t2mir_ad`` read the same windows, and ``t2mir_ad_dense`` has no mixture. ``t2mir_radt`` has a memory, too; beside the
-recipe ``radt`` its windows come in pairs of one task. On robots the dense models are the recipes ``point_robot`` and ``cheetah_vel`` for DPT, and ``..._dense`` for AD, whose histories are those of an optimal policy under falling noise (AD^eps).
+recipe ``radt`` its windows come in pairs of one task. On robots the dense models are the recipes ``point_robot`` and ``cheetah_vel`` for DPT, and ``..._dense``
+for AD, whose histories are those of an optimal policy under falling noise (AD^eps).
 """
 
 from __future__ import annotations
