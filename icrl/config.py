@@ -192,8 +192,8 @@ class ModelConfig:
     return_to_go: Literal["off", "total", "rate", "predicted"] = "off"
     """Layout `step`: add the return still to come in the episode, which objective `dt` conditions on. `total`: as published. `rate`: divided by the steps
     that are left of the horizon, so that asking for much stays possible however late a reward is found. Retrieved
-    chunks carry the total either way. `predicted`: a step is two tokens; at the first the policy predicts this return, at the second, which holds it, the
-    action (ICEE)."""
+    chunks carry the total either way. `predicted`: the policy predicts this return, and its action is read out for one of the values; no token holds it
+    (ICEE)."""
     rate_step: float = 0.0
     """Rates enter as multiples of this, the nearest; 0: as they are. The exact rate of an episode tells how far its goal is, and a policy that is told it
     in training learns by heart where such goals are."""
@@ -204,8 +204,8 @@ class ModelConfig:
     return_high: float = 20.0
     """Predicted returns: the greatest."""
     cross_episode: Literal["off", "beats", "equals"] = "off"
-    """Layout `step`: tokens tell whether their episode earns more than all earlier ones of the window (ICEE's cross-episode return to go); `equals`: or as much
-    as the best of them, if that earned something. When it acts the policy is told that it does."""
+    """With predicted returns: an action is also read out for whether its episode earns more than all earlier ones of the window (ICEE's cross-episode return to
+    go); `equals`: or as much as the best of them, if that earned something. When it acts the policy goes for returns with which it does, if it thinks any possible."""
     plans: bool = False
     """Layout `step`: tokens say where a plan begins, so that the policy can go on with what it has begun (history-conditioned DPT)."""
     interleaved: bool = False
@@ -223,8 +223,6 @@ class ModelConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step in layout `step`."""
-        if self.predicts_returns:
-            return 2
         return 2 + self.conditioned if self.interleaved else 1
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from icrl.data.sampling import improving, returns_around
 from icrl.interfaces import Array, Observation, Step, map_observation
 
 
@@ -32,12 +31,10 @@ class Context:
         self.columns["episode_step"] = np.zeros((len(self.lengths), self.window), np.int64)
         self.columns["episode_return"] = np.zeros((len(self.lengths), self.window), np.float32)
         self.columns["paid"] = np.zeros((len(self.lengths), self.window), bool)
-        for name in ("begins", "improves"):
-            self.columns[name] = np.zeros((len(self.lengths), self.window), bool)
-        self.columns["return_to_go"] = np.zeros((len(self.lengths), self.window), np.float32)
+        self.columns["begins"] = np.zeros((len(self.lengths), self.window), bool)
 
-    def append(self, step: Step, begins: Array | bool = True, return_to_go: Array | float = 0.0) -> None:
-        """Add one transition to every lane; with ``begins`` (B,) a plan began with it, ``return_to_go`` (B,) is what the policy went for."""
+    def append(self, step: Step, begins: Array | bool = True) -> None:
+        """Add one transition to every lane; with ``begins`` (B,) a plan began with it."""
         step = step._replace(reward=np.asarray(step.reward, np.float32))
         if not self.columns:
             self._allocate(step)
@@ -52,8 +49,6 @@ class Context:
             "episode_return": self.episode_return,
             "paid": self.paid,
             "begins": np.broadcast_to(begins, self.paid.shape),
-            "improves": np.ones_like(self.paid),
-            "return_to_go": np.broadcast_to(np.float32(return_to_go), self.paid.shape),
         }
         for name, value in values.items():
 
@@ -66,21 +61,12 @@ class Context:
         self.episode_return = np.where(step.ended, 0, self.episode_return + step.reward).astype(np.float32)
         self.paid = self.paid | (step.reward > 0)
 
-    def judge(self, lanes: Array, rule: str) -> None:
-        """Say of the finished episodes of some lanes what they brought and whether they were better than those before, as a training window does."""
-        length = int(self.lengths[lanes].max(initial=0))
-        if length == 0:
-            return
-        held = np.arange(length) < self.lengths[lanes, None]
-        episode = self.episodes(lanes, length)[:, :-1]
-        ended = self.columns["ended"][lanes, :length] & held
-        finished = episode < ended.sum(1)[:, None]
-        reward = np.where(held, self.columns["reward"][lanes, :length], 0)
-        earned = self.columns["episode_return"][lanes, :length]  # what was forgotten included
-        _, to_come = returns_around(reward, episode)
-        steps = self.columns["episode_step"][lanes, :length]
-        for name, known in (("return_to_go", to_come), ("improves", improving(earned + to_come, steps, rule))):
-            self.columns[name][lanes, :length] = np.where(finished, known, self.columns[name][lanes, :length])
+    def best(self) -> Array:
+        """(B,) float32 what the best finished episode of each lane's window earned; -inf where none is."""
+        if not self.columns:
+            return np.full(len(self.lengths), -np.inf, np.float32)
+        over = self.columns["ended"] & (np.arange(self.window) < self.lengths[:, None])
+        return np.where(over, self.columns["episode_return"] + self.columns["reward"], -np.inf).max(1)
 
     def forget(self, lanes: Array) -> None:
         """Empty the windows of some lanes, whose lives go on."""

@@ -23,7 +23,7 @@ import torch
 from icrl.boundary import Boundary
 from icrl.commitment import Commitment
 from icrl.context import Context
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, better
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import (
@@ -138,7 +138,6 @@ class InContextAgent:
                 )
             self.context = Context(self.num_lanes, self.policy.config.window)
             self.cache = self.policy.empty_cache(self.num_lanes)
-            self._gone_for = np.zeros(self.num_lanes, np.float32)
             self.plans = Commitment(self.num_lanes, self.rule.plans) if self.policy.config.plans else None
             if self._encoder is not None:
                 self.recall = Recall(self.policy, self._encoder, self.num_lanes)
@@ -222,9 +221,7 @@ class InContextAgent:
         self._boundary.check_step(step, self.num_lanes)
         if self._fixed and self.policy.config.layout == "transition":
             return
-        self.context.append(step, True if self.plans is None else self.plans.begins, self._gone_for)
-        if self.policy.config.predicts_returns or self.policy.config.cross_episode != "off":
-            self._judge(np.flatnonzero(step.ended))
+        self.context.append(step, True if self.plans is None else self.plans.begins)
         if self.plans is not None:
             self.plans.observe(step.ended)
         self._pending[:] = self.append == "step"
@@ -247,7 +244,7 @@ class InContextAgent:
         """
         batch, length = window.reward.shape
         config = self.policy.config
-        if config.episodic or self._encoder is not None or config.predicts_returns or config.cross_episode != "off":
+        if config.episodic or self._encoder is not None:
             raise UserError(
                 "a given context is for policies that read whole lives as they were and have no memory: let this one live through it"
             )
@@ -280,7 +277,6 @@ class InContextAgent:
         arrays |= {
             "counters": self.streams.counters,
             "fixed": np.array(self._fixed),
-            "gone_for": self._gone_for,
             "made_for": np.array(self._made_for()),
         }
         for name, column in self.context.columns.items():
@@ -372,8 +368,6 @@ class InContextAgent:
                 "episode_return",
                 "paid",
                 "begins",
-                "improves",
-                "return_to_go",
             ):
                 columns[name] = saved[f"columns/{name}"]
             for name in ("observation", "next_observation"):
@@ -383,7 +377,7 @@ class InContextAgent:
         self.context.lengths, self.context.episode_step = lengths, episode_step
         self.context.episode_return, self.context.paid = saved["episode_return"], saved["paid"]
         self.streams.counters[:] = counters
-        self._fixed, self._gone_for = bool(saved["fixed"]), saved["gone_for"]
+        self._fixed = bool(saved["fixed"])
         if self.plans is not None:
             self.plans.age[:], self.plans.begins[:] = saved["plan_age"], saved["plan_begins"]
         if self.recall is not None:
@@ -426,17 +420,6 @@ class InContextAgent:
         if self.policy.config.layout == "transition" and len(lanes):
             self.policy.begin_context(self.cache, index)
 
-    def _judge(self, lanes: Array) -> None:
-        """Some lanes' episodes are over: their tokens now tell what they brought, as in training, and are read again."""
-        if len(lanes) == 0:
-            return
-        self.context.judge(lanes, self.policy.config.cross_episode)
-        ended = self.context.columns["episode_step"][lanes, self.context.lengths[lanes] - 1] + 1
-        begin = np.maximum(self.context.lengths[lanes] - ended, 0) * self.policy.config.tokens_per_step
-        index = torch.as_tensor(lanes, device=self.policy.device)
-        held = self.cache.lengths[index]
-        self.cache.lengths[index] = torch.minimum(held, torch.as_tensor(begin, device=self.policy.device))
-
     def _make_room(self) -> None:
         """Forget the oldest episodes of lanes whose window is full, and read what they keep again."""
         config, horizon = self.policy.config, self.policy.spec.horizon
@@ -451,8 +434,6 @@ class InContextAgent:
             cut = self.context.drop_oldest(lane, max(int(needed[lane]), window // 2), whole_episodes, every)
             if self.recall is not None:
                 self.recall.shift(lane, cut // every)
-        if config.cross_episode != "off":
-            self.context.judge(full, config.cross_episode)
         self._reread(full)
 
     @torch.no_grad()
@@ -508,15 +489,14 @@ class InContextAgent:
             take("observation", before),
             take("next_observation", before),
             earned,
-            take("return_to_go") if config.predicts_returns else self._asked(earned, steps, take("paid")),
+            self._asked(earned, steps, take("paid")),
             take("begins"),
-            take("improves"),
         )
         episode = np.take_along_axis(context.episodes(lanes, int(lengths.max())), np.minimum(rows, lengths.max()), 1)
         memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
         kept = torch.as_tensor(lengths - first, device=device)
         episode = torch.as_tensor(episode, device=device)
-        self.policy.step_cached(take("observation"), previous, episode, steps, self.cache, index, kept, memory)
+        self.policy.features_cached(take("observation"), previous, episode, steps, self.cache, index, kept, memory)
 
     def _read_transitions(self, lanes: Array, lengths: Array) -> None:
         """The same in layout ``transition``, into caches that hold nothing."""
@@ -563,29 +543,40 @@ class InContextAgent:
             earned,
             self._asked(earned, now(context.episode_step), now(context.paid)),
             now(np.zeros(self.num_lanes, bool) | begins),
-            now(np.ones(self.num_lanes, bool)),
         )
         place = now(episode), now(context.episode_step)
         seen = map_observation(now, observation)
         if self.policy.config.predicts_returns:
-            logits = self.policy.return_cached(seen, previous, *place, self.cache)
-            self._gone_for = self._draw_return(logits)
-            previous = previous._replace(return_to_go=now(self._gone_for))
-            return self.policy.answer_cached(seen, previous, *place, self.cache)
+            return self._go_for(self.policy.features_cached(seen, previous, *place, self.cache)[:, 0])
         memory = None if self.recall is None else self.recall.look(context.lengths, self._limits())
         output = self.policy.step_cached(seen, previous, *place, self.cache, memory=memory)
         if self.recall is not None:
             self.recall.looked()
         return output[:, 0]
 
-    def _draw_return(self, logits: torch.Tensor) -> Array:
-        """(B,) float32 the return to go for, drawn from what the policy predicts, (B, bins), tilted towards high ones."""
+    def _go_for(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) of the step that a policy is at -> head parameters (B, ·) of what goes for a return that is drawn."""
+        assert self.policy.aim is not None
+        drawn = self._draw_return(self.policy.aim.predict(features))
+        to_go, improves = (torch.as_tensor(part, device=self.policy.device) for part in drawn)
+        return self.policy.aimed(features, to_go, improves)[0]
+
+    def _draw_return(self, logits: torch.Tensor) -> tuple[Array, Array]:
+        """The return to go for (B,) float32, drawn from what the policy predicts, (B, bins), tilted towards high ones, and whether it improves on the best (B,).
+
+        With `model.cross_episode` only returns that do are drawn, where the policy thinks any of them possible.
+        """
         config = self.policy.config
         share = np.linspace(0, 1, config.return_bins)  # (c - c_min) / (c_max - c_min)
+        values = (config.return_low + (config.return_high - config.return_low) * share).astype(np.float32)
+        total = self.context.episode_return[:, None] + values
+        improves = better(total, self.context.best()[:, None], config.cross_episode)
         probs = torch.softmax(logits.float(), -1).cpu().numpy() * share**self.rule.tilt
+        if config.cross_episode != "off":
+            probs = np.where((probs * improves).sum(1, keepdims=True) > 0, probs * improves, probs)
         probs[probs.sum(1) <= 0, 0] = 1.0  # nothing but the least return is thought possible
-        values = config.return_low + (config.return_high - config.return_low) * share
-        return values[self.streams.choice(probs)].astype(np.float32)
+        drawn = self.streams.choice(probs)
+        return values[drawn], improves[np.arange(len(drawn)), drawn]
 
     def _asked(self, earned: torch.Tensor, episode_step: torch.Tensor, paid: torch.Tensor) -> torch.Tensor:
         """(B, T) float32 the return still to come that the policy is asked for, where its episode has earned so much after so many steps.

@@ -138,24 +138,33 @@ def test_cached_life_equals_the_full_pass_over_the_window_that_it_holds(also):
 
 
 @torch.no_grad()
-def test_a_policy_that_predicts_returns_reads_finished_episodes_by_what_they_brought():
+def test_a_policy_that_predicts_returns_acts_for_the_one_that_it_drew():
     options: Any = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 9, "cross_episode": "beats"}
     agent, script = make_agent(**options), Script(3, 40)
     agent.reset(3)
-    judged = set()
+    draw, drawn = agent._draw_return, []
+
+    def spy(logits):
+        drawn[:] = [logits, *draw(logits)]
+        return drawn[1], drawn[2]
+
+    agent._draw_return = spy
+    improved = set()
     for t, output in live(agent, script, 40):
         for lane in range(3):
             window = as_window(agent, lane, script.observation[t, lane])
+            totals = window.episode_return + window.reward
+            finished = totals[:, :-1][window.terminated[:, :-1]]
+            earned, to_go, improves = float(window.episode_return[0, -1]), drawn[1][lane], bool(drawn[2][lane])
+            assert improves == (round(earned + to_go, 4) > round(max(finished, default=-np.inf), 4))
+            improved.add(improves)
             observation, previous, episode, step = step_inputs(agent.policy, window)
-            n, begin = int(agent.context.lengths[lane]), window.reward.shape[1] - 1 - int(window.episode_step[0, -1])
-            gone_for = np.append(agent.context.columns["return_to_go"][lane, :n] if n else [], agent._gone_for[lane])
-            assert previous.improves is not None
-            judged |= set(previous.improves[0, :begin].tolist())
-            previous.improves[0, begin:] = True  # what it is told of the running episode, and what it goes for there
-            previous.return_to_go[0, begin:] = torch.as_tensor(gone_for[begin:]).float()
-            expected = agent.policy.window_and_returns(observation, previous, episode, step)[0][0, -1]
-            torch.testing.assert_close(output[lane], expected, rtol=1e-4, atol=1e-4)
-    assert judged == {True, False}
+            previous.return_to_go[0, -1] = float(to_go)
+            told = torch.full(previous.reward.shape, improves)
+            expected = agent.policy.window_and_returns(observation, previous, episode, step, told)
+            for mine, full in zip((output, drawn[0]), expected, strict=True):
+                torch.testing.assert_close(mine[lane], full[0, -1], rtol=1e-4, atol=1e-4)
+    assert True in improved
 
 
 @torch.no_grad()
@@ -165,10 +174,37 @@ def test_the_return_gone_for_is_drawn_from_the_tilted_prediction():
     logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
     for tilt, expected in ((0.0, [0.5, 0.4, 0.1]), (2.0, [0, 0.5, 0.5]), (1.0, [0, 2 / 3, 1 / 3])):
         agent.rule = ActionRule(tilt=tilt)
-        drawn = agent._draw_return(logits)
+        drawn = agent._draw_return(logits)[0]
         np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
     hopeless = torch.tensor([0.0, -1e9, -1e9]).expand(4000, 3)
-    assert (agent._draw_return(hopeless) == -1).all()
+    assert (agent._draw_return(hopeless)[0] == -1).all()
+
+
+@torch.no_grad()
+def test_returns_gone_for_are_better_than_those_before_where_any_is_possible():
+    agent = make_agent(return_to_go="predicted", return_high=2.0, return_bins=3, cross_episode="equals")
+    agent.reset(4000)
+    script = Script(4000, 3)
+    script.ended[:] = [[False], [True], [False]]
+    for t, earned in enumerate((0.5, 0.5, 1.0)):  # an episode that earned 1; now one that has earned 1 so far
+        script.reward[t] = earned
+        agent.act(script.observation[t])
+        agent.observe(script.step(t, np.zeros(4000, int)))
+    agent.rule = ActionRule(tilt=0.0)
+    logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
+
+    def shares():
+        values, improves = agent._draw_return(logits)
+        assert improves.all() == (agent.context.best() <= 1).all()
+        return [(values == value).mean() for value in (0, 1, 2)]
+
+    np.testing.assert_allclose(shares(), [0.5, 0.4, 0.1], atol=0.03)  # to earn 1 again will do
+    agent.context.episode_return[:] = 0.0
+    np.testing.assert_allclose(shares(), [0, 0.8, 0.2], atol=0.03)
+    agent.context.columns["reward"][:, 1] = 4.0
+    np.testing.assert_allclose(shares(), [0.5, 0.4, 0.1], atol=0.03)  # nothing comes near the best: any return will do
+    agent.reset([7])
+    assert np.isneginf(agent.context.best()).nonzero()[0].tolist() == [7]
 
 
 def test_plans_begin_by_the_rule():
@@ -264,8 +300,7 @@ def test_asking_again_leaves_plans_as_they_were():
 
 def test_what_was_observed_without_a_choice_is_read_whole():
     """Episodes that end without an act in between, of different lengths."""
-    options: Any = {"return_to_go": "predicted", "return_high": 4.0, "return_bins": 5, "cross_episode": "beats"}
-    agent, other, script = make_agent(**options), make_agent(**options), Script(3, 9)
+    agent, other, script = make_agent(), make_agent(), Script(3, 9)
     agent.reset(3)
     for t in range(9):
         agent.observe(script.step(t, np.zeros(3, int)))
@@ -273,17 +308,33 @@ def test_what_was_observed_without_a_choice_is_read_whole():
     agent.act(script.observation[9])
     other.context = agent.context
     other._reread(np.arange(3))
-    for lane, length in enumerate((2 * agent.context.lengths).tolist()):
+    for lane, length in enumerate(agent.context.lengths.tolist()):
         torch.testing.assert_close(agent.cache.keys[:, lane, :, :length], other.cache.keys[:, lane, :, :length])
 
 
-def test_a_policy_that_predicts_returns_has_no_probabilities_and_takes_no_given_context():
+def test_a_policy_that_predicts_returns_has_no_probabilities():
     agent = make_agent(return_to_go="predicted")
     agent.reset(2)
     with pytest.raises(UserError, match="for a return that it draws"):
         agent.action_probs(np.zeros((2, 2), int))
-    with pytest.raises(UserError, match="a given context is for policies that read whole lives as they were"):
-        agent.load_context(given_context(2, 4))
+
+
+@torch.no_grad()
+def test_a_policy_that_predicts_returns_takes_a_given_context_like_a_life():
+    agent, given = (make_agent(return_to_go="predicted", cross_episode="equals") for _ in range(2))
+    window = given_context(2, 6)
+    given.load_context(window)
+    agent.reset(2)
+    for t in range(6):
+        agent.act(window.observation[:, t])
+        agent.observe(Step(*(getattr(window, name)[:, t] for name in Step._fields)))
+    agent.streams.counters[:] = given.streams.counters
+    observation = np.zeros((2, 2), int)
+    np.testing.assert_array_equal(agent.act(observation).action, given.act(observation).action)
+    for lane, length in enumerate(agent.context.lengths.tolist()):
+        torch.testing.assert_close(
+            agent.cache.keys[:, lane, :, :length], given.cache.keys[:, lane, :, :length], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_at_an_episodes_start_there_is_room_for_a_whole_one():

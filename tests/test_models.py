@@ -135,20 +135,23 @@ def test_future_changes_nothing_and_one_cached_step_equals_the_full_pass(space, 
         torch.testing.assert_close(one[:, 0], full[:, t], rtol=1e-4, atol=1e-4)
 
 
-@mixed
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"interleaved": True}, {"mixture": MIXTURE}, {"mixture": replace(MIXTURE, summary="episodes")}],
+    ids=["dense", "interleaved", "prefix", "episodes"],
+)
 @torch.no_grad()
 def test_returns_and_actions_behind_a_cache_are_those_of_the_full_pass(options):
-    """Two tokens a step, one after the other, as a policy that predicts its returns acts."""
     policy = make(return_to_go="predicted", return_high=1.0, return_bins=5, cross_episode="beats", **options)
     inputs = step_inputs(policy)
-    previous = inputs[1]._replace(improves=torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.5)
-    inputs = inputs[0], previous, *inputs[2:]
-    actions, returns = policy.window_and_returns(*inputs)
+    improves = torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.5
+    actions, returns = policy.window_and_returns(*inputs, improves)
     cache = policy.empty_cache(3)
     for t in range(10):
-        now = cut(inputs, np.s_[:, t : t + 1])
-        torch.testing.assert_close(policy.return_cached(*now, cache), returns[:, t], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(policy.answer_cached(*now, cache), actions[:, t], rtol=1e-4, atol=1e-4)
+        features = policy.features_cached(*cut(inputs, np.s_[:, t : t + 1]), cache)[:, 0]
+        action, logits = policy.aimed(features, inputs[1].return_to_go[:, t], improves[:, t])
+        torch.testing.assert_close(logits, returns[:, t], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(action, actions[:, t], rtol=1e-4, atol=1e-4)
 
 
 @mixed

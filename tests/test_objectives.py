@@ -504,7 +504,7 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("dpt", {}, {"told_by": 1.0}, "told_by 1.0 says when plans .* no longer needed: set model.plans to True"),
         (
             "dpt",
-            {"layout": "transition", "rotary": False, "cross_episode": "beats"},
+            {"layout": "transition", "rotary": False, "interleaved": True},
             {},
             "are options of model.layout step",
         ),
@@ -512,12 +512,8 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         ("ad", {"return_to_go": "predicted"}, {}, "belong together, not ad and predicted"),
         ("icee", {"return_to_go": "predicted", "window": 7}, {}, "shorter than two episodes .* ICEE .* at least 8"),
         ("icee", {"return_to_go": "predicted", "return_bins": 1}, {}, "return_bins 1 .* at least 2 values"),
-        (
-            "icee",
-            {"return_to_go": "predicted", "interleaved": True},
-            {},
-            "set model.episodic and model.interleaved to False",
-        ),
+        ("icee", {"return_to_go": "predicted", "episodic": True}, {}, "reads whole lives, without a memory"),
+        ("ad", {"cross_episode": "equals"}, {}, "cross_episode equals is about returns that a policy predicts"),
         ("icee", {"return_to_go": "predicted"}, {"label_smoothing": 0.1}, "is no option of ICEE: set it to 0"),
         ("icee", {"return_to_go": "predicted"}, {"most_weight": 0.0}, "most_weight is 0.0, expected more than 0"),
         (
@@ -630,15 +626,23 @@ def test_icee_weights_actions_by_how_improbable_the_source_made_them():
     torch.testing.assert_close(cut_off.loss - cut_off.metrics["return_loss"], (2 * actions[0] + actions[1]) / 2)
 
 
-def test_icee_predicts_the_return_before_it_sees_it():
+@pytest.mark.parametrize("told", ["return", "improves"])
+@torch.no_grad()
+def test_what_an_episode_brings_is_seen_by_no_prediction_and_by_the_action_of_its_step_alone(told):
     policy, window = icee_policy(), encoded((LENGTH,))
-    inputs = step_inputs(policy, window)
-    action, returns = policy.window_and_returns(*inputs)
-    other = inputs[1]._replace(return_to_go=inputs[1].return_to_go + 10 * (torch.arange(LENGTH) >= 5))
-    action_then, returns_then = policy.window_and_returns(inputs[0], other, *inputs[2:])
-    torch.testing.assert_close(returns_then[:, :6], returns[:, :6])
-    assert not torch.allclose(returns_then[:, 6:], returns[:, 6:])
-    assert not torch.allclose(action_then[:, 5], action[:, 5])
+    observation, previous, episode, step = step_inputs(policy, window)
+    improves = torch.zeros(1, LENGTH, dtype=torch.bool)
+    action, returns = policy.window_and_returns(observation, previous, episode, step, improves)
+    if told == "return":
+        other = previous.return_to_go.clone()
+        other[:, 5] += 10
+        previous = previous._replace(return_to_go=other)
+    else:
+        improves[:, 5] = True
+    action_then, returns_then = policy.window_and_returns(observation, previous, episode, step, improves)
+    torch.testing.assert_close(returns_then, returns)
+    differs = (action_then != action).any(-1)[0]
+    assert differs.nonzero().flatten().tolist() == [5]
 
 
 def test_which_episodes_improve():

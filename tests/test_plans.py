@@ -94,6 +94,15 @@ def test_graded_noise_is_drawn_for_each_episode_and_its_probability_is_that_over
     np.testing.assert_allclose(kinds, expected, atol=1e-3)
 
 
+def test_the_first_graded_episodes_may_be_noise_alone_in_each_history_as_many_as_it_draws():
+    life = lived("graded", lanes=2000, steps=400, high=0.0, aimless=0.8)
+    agreed = (life["action"] == life["optimal"]).reshape(20, 20, 2000).mean(1)
+    aimed = agreed == 1  # (20 episodes, 2000)
+    assert (aimed[1:] >= aimed[:-1]).all()
+    np.testing.assert_allclose(aimed.mean(1)[[0, 4, 8, 12, 16, 19]], [0, 0.25, 0.5, 0.75, 1, 1], atol=0.04)
+    np.testing.assert_allclose(np.unique(np.exp(life["log_prob"]).round(4)), [0.08, 0.68], atol=1e-3)
+
+
 def test_annealed_noise_may_have_a_favourite_too():
     plain, biased = (lived("annealed", twice=twice)["action"] for twice in (-1, 3))
     assert (biased == 3).mean() > 1.3 * (plain == 3).mean()
@@ -105,6 +114,7 @@ def test_annealed_noise_may_have_a_favourite_too():
         ("plans", {"hazard": 1.5}, "plans's hazard is 1.5|plans' hazard is 1.5"),
         ("plans", {"told_by": 0.0}, "told_by is 0.0: expected a return above 0"),
         ("graded", {"low": 0.9, "high": 0.1}, "low is 0.9 and its high 0.1"),
+        ("graded", {"aimless": 1.5}, "graded's aimless is 1.5"),
         ("graded", {"twice": 7}, "action 7 twice as often, this family has Discrete"),
     ],
 )

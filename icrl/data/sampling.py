@@ -336,16 +336,21 @@ def returns_around(
 
 
 def improving(total: Array, episode_step: Array, rule: str) -> Array:
-    """(B, T) bool: the step's episode earns more than every earlier one of the window; with the rule ``equals`` also as much as the best that earned something.
+    """(B, T) bool: the step's episode is ``better`` than all earlier ones of the window.
 
     ``total`` and ``episode_step``, (B, T): what the step's whole episode earns, and the step's number in it.
     """
-    total = np.round(total, 4)
     begin = np.arange(total.shape[1]) - episode_step  # below 1 in the window's first episode
     best = np.maximum.accumulate(total, 1)
     before = np.where(begin > 0, np.take_along_axis(best, np.maximum(begin - 1, 0).astype(np.int64), 1), -np.inf)
-    better = total > before
-    return better | ((total == before) & (before > 0)) if rule == "equals" else better
+    return better(total, before, rule)
+
+
+def better(total: Array, before: Array, rule: str) -> Array:
+    """(...) bool: an episode earns more than the best of those ``before`` (...); with the rule ``equals`` also as much, if that was something."""
+    total, before = np.round(total, 4), np.round(before, 4)
+    more = total > before
+    return more | ((total == before) & (before > 0)) if rule == "equals" else more
 
 
 def _kept_transitions(lengths: Array, keep_every: int) -> Array:

@@ -41,8 +41,7 @@ class PolicyEncoder:
 
         policy = load_policy(run, "best", "cpu", spec)[0]
         config = policy.config
-        told_more = config.plans or config.predicts_returns or config.cross_episode != "off"
-        if config.layout != "step" or config.memory.k or told_more or config.window < chunk:
+        if config.layout != "step" or config.memory.k or config.plans or config.window < chunk:
             raise UserError(
                 f"{run}: its policy cannot be an encoder: expected one of layout step without a memory, such as a run of objective ad or dt, "
                 f"that reads at least {chunk} steps (model.memory.chunk)"

@@ -22,6 +22,7 @@ from icrl.models.heads import make_head
 from icrl.models.moe import Mixture, check_mixture
 from icrl.models.observations import ReturnEncoder
 from icrl.models.retrieval import MemoryView, RetrievalCache, RetrievedWindow
+from icrl.models.returns import ReturnAim
 from icrl.models.tokens import ActionRewardEmbedding, Previous, RetrievedTokens, StepTokens, TransitionTokens
 from icrl.models.transformer import Block, Transformer
 from icrl.seeding import derive_seed
@@ -59,7 +60,7 @@ class Policy(nn.Module):
         self.retrieved_tokens = RetrievedTokens(spec, config) if config.memory.k else None
         self.transformer = Transformer(config, self.num_slots)
         self.head = make_head(config.width, spec.action_space, spec.action_points)
-        self.return_head = nn.Linear(config.width, config.return_bins) if config.predicts_returns else None
+        self.aim = ReturnAim(config) if config.predicts_returns else None
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():  # GPT-2's scaling of what is added to the residual stream
             if name.endswith(("attention.out.weight", "cross.out.weight", "mlp.down.weight")):
@@ -118,15 +119,23 @@ class Policy(nn.Module):
 
         In windows that are ``apart`` (B,) bool every step is read as if the window began with it.
         """
-        return self._read_out(self.window_features(observation, previous, episode, episode_step, hidden, memory, apart))
+        features = self.window_features(observation, previous, episode, episode_step, hidden, memory, apart)
+        return self.head(self._last(features))
 
     def window_and_returns(
-        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor
+        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, improves: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Whole windows (B, T, ...) -> head parameters (B, T, ·), and logits of the return still to come at each step (B, T, bins), which sees it not."""
-        assert self.return_head is not None, "this policy predicts no returns"
-        features = self.window_features(observation, previous, episode, episode_step)
-        return self._read_out(features), self.return_head(features[:, :: self.config.tokens_per_step])
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·) of what goes for ``previous.return_to_go``, and logits of that return (B, T, bins).
+
+        ``improves`` (B, T) bool: whether each step's episode is better than those before it.
+        """
+        features = self._last(self.window_features(observation, previous, episode, episode_step))
+        return self.aimed(features, previous.return_to_go, improves)
+
+    def aimed(self, features: Tensor, return_to_go: Tensor, improves: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (..., D) of steps, and what each is to go for (...) -> head parameters (..., ·), and logits of the return still to come (..., bins)."""
+        assert self.aim is not None, "this policy predicts no returns"
+        return self.head(self.aim(features, return_to_go, improves)), self.aim.predict(features)
 
     def window_features(
         self,
@@ -156,39 +165,32 @@ class Policy(nn.Module):
         num_kept: Tensor | None = None,
         memory: MemoryView | None = None,
     ) -> Tensor:
-        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·).
+        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> head parameters (n, T, ·), and keep them as ``features_cached`` does."""
+        return self.head(
+            self.features_cached(observation, previous, episode, episode_step, cache, lanes, num_kept, memory)
+        )
+
+    def features_cached(
+        self,
+        observation: Observation,
+        previous: Previous,
+        episode: Tensor,
+        episode_step: Tensor,
+        cache: KVCache,
+        lanes: Tensor | None = None,
+        num_kept: Tensor | None = None,
+        memory: MemoryView | None = None,
+    ) -> Tensor:
+        """New steps (n, T, ...) of ``lanes`` (all if None) behind the cache -> features (n, T, D).
 
         Keeps them all, or of each lane the first ``num_kept`` (n,), the rest being padding.
         """
         x = self.tokens(observation, previous, episode, episode_step)
         behind = cache.lengths if lanes is None else cache.lengths[lanes]
         view = CacheView(cache, x.shape[1], lanes, told=self.told(episode_step, behind[:, None]))
-        output = self._read_out(self.transformer(x, view, memory=memory))
+        features = self._last(self.transformer(x, view, memory=memory))
         view.keep(x.shape[1] if num_kept is None else num_kept * self.config.tokens_per_step)
-        return output
-
-    def return_cached(
-        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, cache: KVCache
-    ) -> Tensor:
-        """The first token of a new step (B, 1, ...) in every lane -> logits of the return still to come (B, bins)."""
-        assert self.return_head is not None, "this policy predicts no returns"
-        x = self.tokens(observation, previous, episode, episode_step)
-        return self.return_head(self._next(x[:, :1], episode_step, cache, 0))
-
-    def answer_cached(
-        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, cache: KVCache
-    ) -> Tensor:
-        """The second token of the same step, which holds ``previous.return_to_go`` -> head parameters (B, ·)."""
-        x = self.tokens(observation, previous, episode, episode_step)
-        return self.head(self._next(x[:, 1:], episode_step, cache, 1))
-
-    def _next(self, x: Tensor, episode_step: Tensor, cache: KVCache, number: int) -> Tensor:
-        """Token ``number`` of a new step, (B, 1, D), in every lane -> its features (B, D)."""
-        told = self.told(episode_step, cache.lengths[:, None] - number)
-        view = CacheView(cache, 1, None, told=None if told is None else told[:, :1])
-        features = self.transformer(x, view)
-        view.keep(1)
-        return features[:, 0]
+        return features
 
     def told(self, episode_step: Tensor, behind: Tensor | int) -> Tensor | None:
         """(n, tokens) how many tokens the task is told from at each token of steps (n, T), the same for all tokens of a step.
@@ -204,10 +206,10 @@ class Policy(nn.Module):
             told = (first - each * episode_step).clamp(min=0)
         return told.expand(episode_step.shape).repeat_interleave(each, 1)
 
-    def _read_out(self, features: Tensor) -> Tensor:
-        """Head parameters (B, T, ·) at the last token of every step."""
+    def _last(self, features: Tensor) -> Tensor:
+        """Of the features of tokens (B, tokens, D) those at the last one of every step (B, T, D)."""
         each = self.config.tokens_per_step
-        return self.head(features[:, each - 1 :: each])
+        return features[:, each - 1 :: each]
 
     # memory
 

@@ -2,8 +2,7 @@
 
 ``step``        token t holds (o_t, a_{t-1}, r_{t-1}, d_{t-1}), and where an episode begins the final observation of the one before it;
                 the action of step t is predicted at token t. Interleaved, step t is several tokens: (a_{t-1}, r_{t-1}), the return still to come
-                where it is an input (Chen et al. 2021, arXiv 2106.01345), and o_t, at which the action is predicted. With predicted returns (ICEE) it
-                is two: at the first, (o_t, a_{t-1}, r_{t-1}, d_{t-1}), the return still to come is predicted; at the second, which holds it, the action.
+                where it is an input (Chen et al. 2021, arXiv 2106.01345), and o_t, at which the action is predicted.
 ``transition``  context tokens hold (o, a, r, o'); a query token holds o alone. A learned beginning-of-context token comes first.
 
 What a memory brings is one token per transition (icrl/memory), with embeddings of its own.
@@ -39,9 +38,6 @@ class Previous(NamedTuple):
     episode_return: Tensor  # float32: rewards of the running episode so far, 0 where it begins; read only with `config.episode_return`
     return_to_go: Tensor  # float32: what the running episode is still to earn, this step included; where it is an input
     begins: Tensor | None = None  # bool: a plan begins now; read only with `config.plans`
-    improves: Tensor | None = (
-        None  # bool: the running episode earns more than those before it; read only with `config.cross_episode`
-    )
 
 
 class ActionRewardEmbedding(nn.Module):
@@ -69,24 +65,6 @@ class ActionRewardEmbedding(nn.Module):
         return self.action(index) + reward[..., None] * self.reward(index)
 
 
-class ReturnEmbedding(nn.Module):
-    """Returns still to come, by the nearest of the values that the policy predicts."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.value = nn.Embedding(config.return_bins, config.width)
-
-    def forward(self, return_to_go: Tensor) -> Tensor:
-        """(...) -> (..., D)."""
-        return self.value(self.nearest(return_to_go))
-
-    def nearest(self, return_to_go: Tensor) -> Tensor:
-        """(...) -> int64 numbers of the nearest values."""
-        low, high, bins = self.config.return_low, self.config.return_high, self.config.return_bins
-        return ((return_to_go - low) / (high - low) * (bins - 1)).round().long().clamp(0, bins - 1)
-
-
 class StepTokens(nn.Module):
     """Layout ``step``."""
 
@@ -104,10 +82,8 @@ class StepTokens(nn.Module):
         self.return_to_go = ReturnEncoder(config.width) if config.conditioned else None
         self.per_step_left, self.rate_step = config.return_to_go == "rate", config.rate_step
         self.horizon = spec.horizon
-        self.returns = ReturnEmbedding(config) if config.predicts_returns else None
         self.part = nn.Embedding(config.tokens_per_step, config.width) if config.tokens_per_step > 1 else None
         self.plan = nn.Embedding(2, config.width) if config.plans else None
-        self.improves = nn.Embedding(2, config.width) if config.cross_episode != "off" else None
         self.positions = config.episode_embedding
         if self.positions:
             self.episode = nn.Embedding(config.window, config.width)
@@ -136,8 +112,6 @@ class StepTokens(nn.Module):
     def _parts(self, observation: Observation, previous: Previous, episode_step: Tensor) -> list[Tensor]:
         """What each token of a step holds, or what its one token holds together: (B, T, D) each."""
         before, now = self._before(previous), self._now(observation, previous)
-        if self.returns is not None:
-            return [before + now, self.returns(previous.return_to_go)]
         if self.return_to_go is None:
             return [before, now]
         to_go = previous.return_to_go
@@ -162,12 +136,9 @@ class StepTokens(nn.Module):
             x = x + self.final_observation(previous.final_observation) * begins[..., None]
         if self.episode_return is not None:
             x = x + self.episode_return(previous.episode_return[..., None])
-        for flag, meaning in ((previous.begins, self.plan), (previous.improves, self.improves)):
-            if meaning is not None:
-                assert flag is not None, (
-                    "this policy must be told where plans begin, or which episodes are better than those before"
-                )
-                x = x + meaning(flag.long())
+        if self.plan is not None:
+            assert previous.begins is not None, "this policy must be told where plans begin"
+            x = x + self.plan(previous.begins.long())
         return x
 
 

@@ -65,10 +65,9 @@ def check_objective(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpe
         )
     if model.layout == "transition" and model.rotary:
         raise UserError("model.layout transition has no positions: set model.rotary to False")
-    others = model.interleaved or model.episodic or model.return_to_go != "off" or model.cross_episode != "off"
-    if model.layout == "transition" and others:
+    if model.layout == "transition" and (model.interleaved or model.episodic or model.return_to_go != "off"):
         raise UserError(
-            "model.interleaved, model.episodic, model.return_to_go and model.cross_episode are options of model.layout step: set them to False and off"
+            "model.interleaved, model.episodic and model.return_to_go are options of model.layout step: set them to False and off"
         )
 
 
@@ -112,9 +111,13 @@ def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -
         raise UserError(
             f"ICEE compares the source with uniform actions, which {box} has none of: bound it, or set objective.corrected to False"
         )
-    if config.name == "icee" and (model.episodic or model.memory.k or model.interleaved):
+    if config.name == "icee" and (model.episodic or model.memory.k):
         raise UserError(
-            "objective.name icee reads whole lives in tokens of its own: set model.episodic and model.interleaved to False, model.memory.k to 0"
+            "objective.name icee reads whole lives, without a memory: set model.episodic to False, model.memory.k to 0"
+        )
+    if model.cross_episode != "off" and not model.predicts_returns:
+        raise UserError(
+            f"model.cross_episode {model.cross_episode} is about returns that a policy predicts (objective icee): set it to off"
         )
     if model.predicts_returns and not (model.return_bins > 1 and model.return_low < model.return_high):
         raise UserError(

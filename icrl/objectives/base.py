@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from icrl.data.chunks import Retrieved
-from icrl.data.sampling import Window, improving
+from icrl.data.sampling import Window
 from icrl.interfaces import PLAN_BEGINS, Observation, map_observation
 from icrl.models.observations import to_tensors
 from icrl.models.policy import Policy
@@ -60,12 +60,7 @@ def previous_steps(window: Window, policy: Policy) -> Previous:
         episode_return=torch.as_tensor(window.episode_return, device=device),
         return_to_go=torch.as_tensor(window.return_to_go, device=device),
         begins=tensor(plans_begin(window), device) if config.plans else None,
-        improves=tensor(_improves(window, config.cross_episode), device) if config.cross_episode != "off" else None,
     )
-
-
-def _improves(window: Window, rule: str) -> np.ndarray:
-    return improving(window.episode_return + window.return_to_go, window.episode_step, rule)
 
 
 def plans_begin(window: Window) -> np.ndarray:

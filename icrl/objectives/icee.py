@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 
 from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window
+from icrl.data.sampling import Window, improving
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, UserError
 from icrl.models.policy import Policy
@@ -34,11 +34,15 @@ class InContextExploration:
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         device = policy.device
         check_returns(window.return_to_go[window.valid], policy.config)
-        output, logits = policy.window_and_returns(*step_inputs(policy, window))
+        better = improving(
+            window.episode_return + window.return_to_go, window.episode_step, policy.config.cross_episode
+        )
+        output, logits = policy.window_and_returns(*step_inputs(policy, window), tensor(better, device))
         weights = self._weights(policy, window)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
         result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
-        bins = policy.tokens.returns.nearest(tensor(window.return_to_go, device))
+        assert policy.aim is not None
+        bins = policy.aim.nearest(tensor(window.return_to_go, device))
         of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
         return_loss = (of_return * counted).sum() / counted.sum()
         kept = weights[window.valid]

@@ -23,7 +23,8 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _LEFT = 3
-_BIASED = SourceConfig("graded", {"twice": _LEFT})
+_GRADED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
+_BIASED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0, "twice": _LEFT})
 _EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre"})
 _ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
 _KEYDOOR = FamilyConfig(
@@ -102,7 +103,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         description=first_line(function),
         family=family,
         collect=CollectConfig(
-            (source or SourceConfig("graded"),), num_histories=16_000, steps_per_history=window, shard_histories=1000
+            (source or _GRADED,), num_histories=16_000, steps_per_history=window, shard_histories=1000
         ),
         model=ModelConfig(
             window=window,
@@ -117,11 +118,11 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
-            steps=2500,
+            steps=4000,
             batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
             validate_every=500,
-            validation_episodes=10,
+            validation_episodes=20,
             validation_lanes=60,
         ),
         evaluations=(EvaluateConfig(episodes=30, lanes=160, baselines=("random", "optimal", "source")),),
