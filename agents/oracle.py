@@ -70,8 +70,8 @@ class Graded:
     twice: int = -1
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
     aimless: float = 0.0
-    """Most of a history, from its beginning on, whose episodes are noise alone, as a share; each history draws its own below it. Without them hardly any history
-    tells how to go on after many episodes in vain."""
+    """Most share of a history's episodes that are noise alone; each history draws its own below it. Without them hardly any history tells how to go on after many
+    episodes in vain."""
 
     def __post_init__(self):
         check_probability("graded", low=self.low, high=self.high, aimless=self.aimless)
@@ -79,26 +79,27 @@ class Graded:
             raise UserError(f"graded's low is {self.low} and its high {self.high}: expected the lower one first")
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
-        return _Graded(self, env, streams, num_steps)
+        return _Graded(self, env, streams)
 
 
 class _Graded:
-    def __init__(self, options: Graded, env: TaskVectorEnv, streams: LaneStreams, num_steps: int):
-        self._options, self._env, self._streams, self._num_steps = options, env, streams, num_steps
+    def __init__(self, options: Graded, env: TaskVectorEnv, streams: LaneStreams):
+        self._options, self._env, self._streams = options, env, streams
         self._noise = noise_with_favourite(env, "noise on an optimal policy", options.twice)
         self._epsilon = np.zeros(env.num_envs)  # (B,) noise of the running episodes
-        self._aimless = np.zeros(env.num_envs)  # (B,) steps that are left until the noise is graded
+        self._aimless = np.zeros(env.num_envs)  # (B,) share of a life's episodes that are noise alone
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         fresh = np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))]
         if self._options.aimless:
-            self._aimless[fresh] = self._num_steps * self._options.aimless * self._streams.uniform(lanes=fresh)
+            self._aimless[fresh] = self._options.aimless * self._streams.uniform(lanes=fresh)
         self._draw(fresh)
 
     def _draw(self, lanes: Array) -> None:
         low, high = self._options.low, self._options.high
         self._epsilon[lanes] = low + (high - low) * self._streams.uniform(lanes=lanes)
-        self._epsilon[lanes[self._aimless[lanes] > 0]] = 1.0
+        if self._options.aimless:
+            self._epsilon[lanes[self._streams.uniform(lanes=lanes) < self._aimless[lanes]]] = 1.0
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
         decision = self._noise(self._env.optimal_action(), self._epsilon, self._streams, action_mask)
@@ -112,7 +113,6 @@ class _Graded:
         return decision._replace(behaviour_log_prob=np.log(mean * noise + (1 - mean) * meant).astype(np.float32))
 
     def observe(self, step: Step) -> None:
-        self._aimless -= 1
         ended = np.flatnonzero(step.ended)
         if ended.size:
             self._draw(ended)
