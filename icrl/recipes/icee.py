@@ -23,8 +23,8 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _LEFT = 3
-_GRADED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
-_BIASED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0, "twice": _LEFT})
+_GRADED = SourceConfig("graded", {"aimless": 1.0})
+_BIASED = SourceConfig("graded", {"aimless": 1.0, "twice": _LEFT})
 _EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre"})
 _ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
 _KEYDOOR = FamilyConfig(
@@ -97,7 +97,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
     keydoor = family.name == "keydoor"
     options: dict[str, Any] = family.options
     most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
-    window = 10 * options["horizon"]
+    window = 20 * options["horizon"]
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),
@@ -119,7 +119,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
             steps=4000,
-            batch_size=16 if keydoor else 32,
+            batch_size=8 if keydoor else 16,
             learning_rate=2e-3,
             validate_every=500,
             validation_episodes=20,
