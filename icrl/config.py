@@ -205,7 +205,7 @@ class ModelConfig:
     """Predicted returns: the greatest."""
     cross_episode: Literal["off", "beats", "equals"] = "off"
     """With predicted returns: an action is also read out for whether its episode earns more than all earlier ones of the window (ICEE's cross-episode return to
-    go); `equals`: or as much as the best of them, if that earned something. When it acts the policy goes for returns with which it does, if it thinks any possible."""
+    go); `equals`: or as much as the best of them, if that is above 0. When it acts the policy draws only returns that make this true, where any of the values does."""
     plans: bool = False
     """Layout `step`: tokens say where a plan begins, so that the policy can go on with what it has begun (history-conditioned DPT)."""
     interleaved: bool = False

@@ -23,7 +23,7 @@ import torch
 from icrl.boundary import Boundary
 from icrl.commitment import Commitment
 from icrl.context import Context
-from icrl.data.sampling import Window, better
+from icrl.data.sampling import Window, improving
 from icrl.data.schema import flatten, spec_to_json, unflatten
 from icrl.files import DAMAGED_NPZ, replace_file
 from icrl.interfaces import (
@@ -345,7 +345,7 @@ class InContextAgent:
         spec = spec_to_json(self.policy.spec)
         spec.pop("action_points", None)  # long, and weights know points by where they are
         made_for = {"spec": spec, "layout": config.layout, "window": config.window}
-        made_for |= {name: getattr(config, name) for name in ("plans", "return_to_go", "cross_episode")}
+        made_for |= {name: getattr(config, name) for name in ("plans", "return_to_go")}
         if self._encoder is not None:
             made_for["memory"] = describe(config.memory.chunk, self._encoder, self.policy.spec)
         return json.dumps(made_for)
@@ -405,7 +405,7 @@ class InContextAgent:
         expected = torch.as_tensor(held, device=self.policy.device)
         behind = torch.nonzero(self.cache.lengths < expected)[:, 0].cpu().numpy()
         if len(behind):
-            self._reread(behind, anew=not step or self.recall is not None)
+            self._reread(behind)
         if step:
             self.cache.lengths.copy_(expected)
 
@@ -437,10 +437,9 @@ class InContextAgent:
         self._reread(full)
 
     @torch.no_grad()
-    def _reread(self, lanes: Array, anew: bool = True) -> None:
-        """Read the contexts of some lanes, from scratch or (layout ``step``) behind what their caches hold, lanes of similar length together."""
-        if anew:
-            self._empty_cache(lanes)
+    def _reread(self, lanes: Array) -> None:
+        """Read the contexts of some lanes from scratch, lanes of similar length together."""
+        self._empty_cache(lanes)
         lanes = lanes[np.argsort(self._seen(lanes), kind="stable")]
         if len(lanes):
             size = max(1, READ_TOKENS // max(1, self._tokens_of(int(self._seen(lanes).max()))))
@@ -455,24 +454,19 @@ class InContextAgent:
         return length * config.tokens_per_step + retrieved
 
     def _read(self, lanes: Array) -> None:
-        """Write what the caches of some lanes lack of their contexts, behind what they hold.
+        """Write the contexts of some lanes into their caches, which hold nothing.
 
         Layout ``step``: a context of n transitions is n tokens, the n-th transition being carried by the token that comes next.
         """
-        context, device, config = self.context, self.policy.device, self.policy.config
+        context, device = self.context, self.policy.device
         lengths = self._seen(lanes)
-        if config.layout == "transition":
+        if self.policy.config.layout == "transition":
             self._read_transitions(lanes, lengths)
             return
-        index = torch.as_tensor(lanes, device=device)
-        first = self.cache.lengths[index].cpu().numpy() // config.tokens_per_step
-        if first.max() + (lengths - first).max() > lengths.max():  # padded behind the fullest they might not fit
-            self._empty_cache(lanes)
-            first = np.zeros_like(first)
-        most = int((lengths - first).max())
-        if most == 0:
+        longest = int(lengths.max())
+        if longest == 0:
             return
-        rows = np.minimum(first[:, None] + np.arange(most), context.window - 1)  # (n, most) transitions
+        rows = np.arange(longest)  # transitions
         before = np.maximum(rows - 1, 0)
 
         def take(name: str, rows: Array = rows) -> Observation:
@@ -482,7 +476,7 @@ class InContextAgent:
 
         earned, steps = take("episode_return"), take("episode_step")
         previous = Previous(
-            torch.as_tensor(rows > 0, device=device),
+            torch.as_tensor(np.broadcast_to(rows > 0, (len(lanes), longest)).copy(), device=device),
             take("action", before),
             take("reward", before),
             take("ended", before),
@@ -492,10 +486,9 @@ class InContextAgent:
             self._asked(earned, steps, take("paid")),
             take("begins"),
         )
-        episode = np.take_along_axis(context.episodes(lanes, int(lengths.max())), np.minimum(rows, lengths.max()), 1)
+        episode = torch.as_tensor(context.episodes(lanes, longest)[:, :-1], device=device)
         memory = None if self.recall is None else self.recall.window(lanes, lengths, self._limits()[lanes])
-        kept = torch.as_tensor(lengths - first, device=device)
-        episode = torch.as_tensor(episode, device=device)
+        index, kept = torch.as_tensor(lanes, device=device), torch.as_tensor(lengths, device=device)
         self.policy.features_cached(take("observation"), previous, episode, steps, self.cache, index, kept, memory)
 
     def _read_transitions(self, lanes: Array, lengths: Array) -> None:
@@ -558,20 +551,21 @@ class InContextAgent:
         """Features (B, D) of the step that a policy is at -> head parameters (B, ·) of what goes for a return that is drawn."""
         assert self.policy.aim is not None
         drawn = self._draw_return(self.policy.aim.predict(features))
-        to_go, improves = (torch.as_tensor(part, device=self.policy.device) for part in drawn)
-        return self.policy.aimed(features, to_go, improves)[0]
+        return self.policy.head(
+            self.policy.aim(features, *(torch.as_tensor(part, device=self.policy.device) for part in drawn))
+        )
 
     def _draw_return(self, logits: torch.Tensor) -> tuple[Array, Array]:
         """The return to go for (B,) float32, drawn from what the policy predicts, (B, bins), tilted towards high ones, and whether it improves on the best (B,).
 
-        With `model.cross_episode` only returns that do are drawn, where the policy thinks any of them possible.
+        With `model.cross_episode` only returns that do are drawn, however improbable, where any of the values does.
         """
-        config = self.policy.config
-        share = np.linspace(0, 1, config.return_bins)  # (c - c_min) / (c_max - c_min)
-        values = (config.return_low + (config.return_high - config.return_low) * share).astype(np.float32)
+        assert self.policy.aim is not None
+        config, values = self.policy.config, self.policy.aim.values().numpy()
         total = self.context.episode_return[:, None] + values
-        improves = better(total, self.context.best()[:, None], config.cross_episode)
-        probs = torch.softmax(logits.float(), -1).cpu().numpy() * share**self.rule.tilt
+        improves = improving(total, self.context.best()[:, None], config.cross_episode)
+        share = (values - config.return_low) / (config.return_high - config.return_low)
+        probs = torch.softmax(logits.double(), -1).cpu().numpy() * share**self.rule.tilt
         if config.cross_episode != "off":
             probs = np.where((probs * improves).sum(1, keepdims=True) > 0, probs * improves, probs)
         probs[probs.sum(1) <= 0, 0] = 1.0  # nothing but the least return is thought possible

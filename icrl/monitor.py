@@ -36,6 +36,14 @@ GLOSSARY: dict[str, Meaning] = {
     "train/accuracy": Meaning(
         "share of labels that are the most probable action", "fraction", "rises; the source's noise bounds it"
     ),
+    "train/return_loss": Meaning(
+        "ICEE: part of the loss that is of the return still to come", "nats", "falls with the loss"
+    ),
+    "train/effective_sample": Meaning(
+        "ICEE: (sum of the actions' weights)^2 over the sum of their squares and their number",
+        "fraction",
+        "well above 0",
+    ),
     "train/learning_rate": Meaning("AdamW's learning rate", "1", "warm-up, then a cosine"),
     "train/grad_norm": Meaning(
         "gradient norm before clipping, mean since the last log line", "1", "under 5 after warm-up, no spikes"

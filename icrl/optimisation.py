@@ -59,8 +59,6 @@ class Learner:
         self.policy = make_policy(spec, recipe.model, recipe.seed).to(device)
         self.objective = make_objective(recipe.objective)
         self.optimizer = make_optimizer(self.policy, recipe.train)
-        if recipe.train.compile and recipe.model.predicts_returns:
-            raise UserError("train.compile compiles no policy that predicts returns: turn it off")
         if recipe.train.compile and recipe.model.mixture.blocks:
             raise UserError(
                 "train.compile cannot compile mixtures of experts, whose shares change at every step: turn it off"
@@ -149,8 +147,8 @@ def compile_windows(policy: Any) -> None:
         raise UserError(
             f"train.compile: torch.compile fails here ({reason[0][:120]}): install a C++ compiler or leave it off"
         ) from None
-    policy.step_window = torch.compile(policy.step_window)
-    policy.query_window = torch.compile(policy.query_window)
+    for name in ("step_window", "window_and_returns", "query_window"):
+        setattr(policy, name, torch.compile(getattr(policy, name)))
 
 
 def check_train(config: TrainConfig) -> None:

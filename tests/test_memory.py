@@ -586,15 +586,16 @@ def test_language_embeddings_are_recalled(tmp_path):
         make_encoder(SPEC, replace(CONFIG, encoder=f"language:{tmp_path}"))
 
 
-def test_a_frozen_policy_makes_keys_and_a_copy_of_it_stays_with_the_run(tmp_path):
+@pytest.mark.parametrize("teacher", ["ad", "icee"])
+def test_a_frozen_policy_makes_keys_and_a_copy_of_it_stays_with_the_run(tmp_path, teacher):
     """Keys are its hidden states on the steps alone, whatever stands for steps that were not lived."""
-    from tiny_training import FAMILY, LAYOUTS, RECIPE, make_store
+    from tiny_training import FAMILY, LAYOUTS, make_store
 
     from icrl import load
     from icrl.training import train
 
     store = make_store(tmp_path / "data")
-    train(RECIPE, store, FAMILY, tmp_path / "teacher", progress=False, monitored=False)
+    train(LAYOUTS[teacher], store, FAMILY, tmp_path / "teacher", progress=False, monitored=False)
     encoder = make_encoder(FAMILY.spec, replace(CONFIG, encoder=f"policy:{tmp_path / 'teacher'}"))
     window = windows(store, np.arange(3), np.zeros(3, int), 6)
     ended = window.terminated | window.truncated

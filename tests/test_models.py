@@ -145,12 +145,14 @@ def test_returns_and_actions_behind_a_cache_are_those_of_the_full_pass(options):
     policy = make(return_to_go="predicted", return_high=1.0, return_bins=5, cross_episode="beats", **options)
     inputs = step_inputs(policy)
     improves = torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.5
-    actions, returns = policy.window_and_returns(*inputs, improves)
+    to_go = torch.rand(3, 10, generator=torch.Generator().manual_seed(3))
+    actions, returns = policy.window_and_returns(*inputs, to_go, improves)
+    assert policy.aim is not None
     cache = policy.empty_cache(3)
     for t in range(10):
         features = policy.features_cached(*cut(inputs, np.s_[:, t : t + 1]), cache)[:, 0]
-        action, logits = policy.aimed(features, inputs[1].return_to_go[:, t], improves[:, t])
-        torch.testing.assert_close(logits, returns[:, t], rtol=1e-4, atol=1e-4)
+        action = policy.head(policy.aim(features, to_go[:, t], improves[:, t]))
+        torch.testing.assert_close(policy.aim.predict(features), returns[:, t], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(action, actions[:, t], rtol=1e-4, atol=1e-4)
 
 

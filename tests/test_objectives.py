@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from agents.collect import collect
 from icrl.config import CollectConfig, MemoryConfig, MixtureConfig, ModelConfig, ObjectiveConfig, SourceConfig
-from icrl.data.sampling import Window, WindowSampler, improving, returns_around
+from icrl.data.sampling import Window, WindowSampler, best_before, improving, returns_around
 from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
 from icrl.models.heads import CategoricalHead
 from icrl.models.policy import Policy, make_policy
@@ -630,25 +630,39 @@ def test_icee_weights_actions_by_how_improbable_the_source_made_them():
 @torch.no_grad()
 def test_what_an_episode_brings_is_seen_by_no_prediction_and_by_the_action_of_its_step_alone(told):
     policy, window = icee_policy(), encoded((LENGTH,))
-    observation, previous, episode, step = step_inputs(policy, window)
-    improves = torch.zeros(1, LENGTH, dtype=torch.bool)
-    action, returns = policy.window_and_returns(observation, previous, episode, step, improves)
-    if told == "return":
-        other = previous.return_to_go.clone()
-        other[:, 5] += 10
-        previous = previous._replace(return_to_go=other)
-    else:
-        improves[:, 5] = True
-    action_then, returns_then = policy.window_and_returns(observation, previous, episode, step, improves)
+    inputs = step_inputs(policy, window)
+    aims = {"return": torch.zeros(1, LENGTH), "improves": torch.zeros(1, LENGTH, dtype=torch.bool)}
+    action, returns = policy.window_and_returns(*inputs, *aims.values())
+    aims[told][:, 5] = 10
+    action_then, returns_then = policy.window_and_returns(*inputs, *aims.values())
     torch.testing.assert_close(returns_then, returns)
-    differs = (action_then != action).any(-1)[0]
-    assert differs.nonzero().flatten().tolist() == [5]
+    assert (action_then != action).any(-1)[0].nonzero().flatten().tolist() == [5]
+
+
+def test_an_episode_improves_by_the_return_that_a_policy_can_go_for():
+    """With values 10 apart, one that earns 21 teaches what to do for 20: no more than the 20 of the episode before it."""
+    policy: Any = icee_policy(return_bins=5)
+    window = encoded((LENGTH,))
+    reward = np.zeros((1, LENGTH), np.float32)
+    reward[0, [3, 7, 11]] = 20, 21, 26
+    earned, to_come = returns_around(reward, window.episode)
+    read, told = policy.window_and_returns, []
+
+    def spy(*inputs):
+        told[:] = inputs[-2:]
+        return read(*inputs)
+
+    policy.window_and_returns = spy
+    loss_of("icee", policy, replace(window, reward=reward, episode_return=earned, return_to_go=to_come))
+    assert told[0][0].tolist() == [20.0] * 8 + [30.0] * 4
+    assert told[1][0].tolist() == [True] * 4 + [False] * 4 + [True] * 4
 
 
 def test_which_episodes_improve():
     total = np.repeat([[0, 0, 2, 1, 2, 3]], 2, 1).reshape(1, -1).astype(np.float32)
-    steps = np.tile([0, 1], 6)[None]
-    beats, equals = (improving(total, steps, rule)[0, ::2].tolist() for rule in ("beats", "equals"))
+    best = best_before(total, np.tile([0, 1], 6)[None])
+    assert best[0, ::2].tolist() == [-np.inf, 0, 0, 2, 2, 2]
+    beats, equals = (improving(total, best, rule)[0, ::2].tolist() for rule in ("beats", "equals"))
     assert beats == [True, False, True, False, False, True]
     assert equals == [True, False, True, False, True, True]
 

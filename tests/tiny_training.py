@@ -67,6 +67,11 @@ LAYOUTS = {
         ),
         objective=ObjectiveConfig("dt", target_return=5.0),
     ),
+    "icee": replace(
+        RECIPE,
+        model=replace(RECIPE.model, return_to_go="predicted", return_bins=11, return_high=10.0, cross_episode="equals"),
+        objective=ObjectiveConfig("icee", start_fraction=1.0, estimate_behaviour=True),
+    ),
 }
 
 

@@ -335,22 +335,21 @@ def returns_around(
     return earned.astype(np.float32), to_come.astype(np.float32)
 
 
-def improving(total: Array, episode_step: Array, rule: str) -> Array:
-    """(B, T) bool: the step's episode is ``better`` than all earlier ones of the window.
+def best_before(total: Array, episode_step: Array) -> Array:
+    """(B, T) what the best of the window's earlier episodes earned; -inf where there is none.
 
     ``total`` and ``episode_step``, (B, T): what the step's whole episode earns, and the step's number in it.
     """
     begin = np.arange(total.shape[1]) - episode_step  # below 1 in the window's first episode
     best = np.maximum.accumulate(total, 1)
-    before = np.where(begin > 0, np.take_along_axis(best, np.maximum(begin - 1, 0).astype(np.int64), 1), -np.inf)
-    return better(total, before, rule)
+    return np.where(begin > 0, np.take_along_axis(best, np.maximum(begin - 1, 0).astype(np.int64), 1), -np.inf)
 
 
-def better(total: Array, before: Array, rule: str) -> Array:
-    """(...) bool: an episode earns more than the best of those ``before`` (...); with the rule ``equals`` also as much, if that was something."""
-    total, before = np.round(total, 4), np.round(before, 4)
-    more = total > before
-    return more | ((total == before) & (before > 0)) if rule == "equals" else more
+def improving(total: Array, best: Array, rule: str) -> Array:
+    """(...) bool: episodes of ``total`` (...) return earn more than the ``best`` (...) before them; with the rule ``equals`` also as much, if that is above 0."""
+    total, best = np.round(total, 4), np.round(best, 4)
+    more = total > best
+    return more | ((total == best) & (best > 0)) if rule == "equals" else more
 
 
 def _kept_transitions(lengths: Array, keep_every: int) -> Array:

@@ -43,7 +43,7 @@ class PolicyEncoder:
         config = policy.config
         if config.layout != "step" or config.memory.k or config.plans or config.window < chunk:
             raise UserError(
-                f"{run}: its policy cannot be an encoder: expected one of layout step without a memory, such as a run of objective ad or dt, "
+                f"{run}: its policy cannot be an encoder: expected one of layout step without a memory, such as a run of objective ad, dt or icee, "
                 f"that reads at least {chunk} steps (model.memory.chunk)"
             )
         folder = find(run, "best")

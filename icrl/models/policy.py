@@ -1,7 +1,8 @@
 """The policy: token layout + transformer + action head. It never knows which paper it serves.
 
 Two ways in, which give the same outputs (tests/test_models.py): whole windows for training, and new tokens behind a cache at deployment.
-Caches are arguments. Every output is a tensor of head parameters (logits, or means and log standard deviations).
+Caches are arguments. Outputs are head parameters (logits, or means and log standard deviations); a policy that predicts returns has two steps: features,
+and what is read out of them.
 """
 
 from __future__ import annotations
@@ -123,18 +124,20 @@ class Policy(nn.Module):
         return self.head(self._last(features))
 
     def window_and_returns(
-        self, observation: Observation, previous: Previous, episode: Tensor, episode_step: Tensor, improves: Tensor
+        self,
+        observation: Observation,
+        previous: Previous,
+        episode: Tensor,
+        episode_step: Tensor,
+        return_to_go: Tensor,
+        improves: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Whole windows (B, T, ...) -> head parameters (B, T, ·) of what goes for ``previous.return_to_go``, and logits of that return (B, T, bins).
+        """Whole windows (B, T, ...) -> head parameters (B, T, ·) of what goes for ``return_to_go`` (B, T), and logits of that return (B, T, bins).
 
-        ``improves`` (B, T) bool: whether each step's episode is better than those before it.
+        ``improves`` (B, T) bool: whether each step's episode is better than those before it if it brings that.
         """
-        features = self._last(self.window_features(observation, previous, episode, episode_step))
-        return self.aimed(features, previous.return_to_go, improves)
-
-    def aimed(self, features: Tensor, return_to_go: Tensor, improves: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (..., D) of steps, and what each is to go for (...) -> head parameters (..., ·), and logits of the return still to come (..., bins)."""
         assert self.aim is not None, "this policy predicts no returns"
+        features = self._last(self.window_features(observation, previous, episode, episode_step))
         return self.head(self.aim(features, return_to_go, improves)), self.aim.predict(features)
 
     def window_features(
@@ -334,6 +337,8 @@ class Policy(nn.Module):
         )
         attention = 2 * config.attention_width * pairs  # scores and values
         head = config.width * self.head.outputs * (num_queries or length)
+        if self.aim is not None:
+            head += length * config.width * (2 * config.mlp_ratio * config.width + config.return_bins)
         return 3 * 2.0 * batch * (gathering + moving + attention + head + self._remembering(length))
 
     def _remembering(self, length: int) -> float:

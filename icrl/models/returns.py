@@ -6,6 +6,7 @@ So later steps see what was earned, never what was gone for.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from icrl.config import ModelConfig
@@ -29,7 +30,7 @@ class ReturnAim(nn.Module):
         return self.prediction(features)
 
     def forward(self, features: Tensor, return_to_go: Tensor, improves: Tensor) -> Tensor:
-        """Features (..., D) of steps -> those (..., D) from which an action is read that goes for ``return_to_go`` (...).
+        """Features (..., D) of steps, and the return (...) that each is to bring -> features (..., D) for the action head.
 
         ``improves`` (...) bool tells whether the episode is then better than those before it; read only with ``model.cross_episode``.
         """
@@ -43,3 +44,7 @@ class ReturnAim(nn.Module):
         """(...) -> int64 numbers of the nearest values."""
         low, high, bins = self.config.return_low, self.config.return_high, self.config.return_bins
         return ((return_to_go - low) / (high - low) * (bins - 1)).round().long().clamp(0, bins - 1)
+
+    def values(self) -> Tensor:
+        """(bins,) float32 the values."""
+        return torch.linspace(self.config.return_low, self.config.return_high, self.config.return_bins)

@@ -1,4 +1,4 @@
-"""ICEE: predict the return that is still to come, and the action that was taken given it; whether the episode beats those before it is an input.
+"""ICEE: predict the return that is still to come, and the action that was taken given it and whether the episode then beats those before it.
 
 Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good and bad ones. The action's loss is weighted by U(a) / pi(a | o), U being uniform
 and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 
 from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window, improving
+from icrl.data.sampling import Window, best_before, improving
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, UserError
 from icrl.models.policy import Policy
@@ -34,15 +34,14 @@ class InContextExploration:
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         device = policy.device
         check_returns(window.return_to_go[window.valid], policy.config)
-        better = improving(
-            window.episode_return + window.return_to_go, window.episode_step, policy.config.cross_episode
-        )
-        output, logits = policy.window_and_returns(*step_inputs(policy, window), tensor(better, device))
+        assert policy.aim is not None
+        bins = policy.aim.nearest(tensor(window.return_to_go, device))
+        to_go = policy.aim.values().to(device)[bins]  # what the policy can go for
+        improves = tensor(_improves(window, to_go.cpu().numpy(), policy.config.cross_episode), device)
+        output, logits = policy.window_and_returns(*step_inputs(policy, window), to_go, improves)
         weights = self._weights(policy, window)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
         result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
-        assert policy.aim is not None
-        bins = policy.aim.nearest(tensor(window.return_to_go, device))
         of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
         return_loss = (of_return * counted).sum() / counted.sum()
         kept = weights[window.valid]
@@ -61,6 +60,12 @@ class InContextExploration:
         assert log_probs is not None
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
         return np.where(window.valid, weights, 0).astype(np.float32)
+
+
+def _improves(window: Window, to_go: Array, rule: str) -> Array:
+    """(B, T) bool whether each step's episode beats those before it if it brings ``to_go`` (B, T)."""
+    best = best_before(window.episode_return + window.return_to_go, window.episode_step)
+    return improving(window.episode_return + to_go, best, rule)
 
 
 def _log_uniform(policy: Policy) -> float:

@@ -69,19 +69,18 @@ def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
 
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
-    """Three episodes in a window, two tokens a step: half as many windows in an update."""
-    collect = CollectConfig((SourceConfig("graded"),), num_histories=16_384, steps_per_history=300, shard_histories=512)
+    """The source of ``icrl.recipes.icee``, in histories as long as a window."""
+    source = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
+    collect = CollectConfig((source,), num_histories=16_384, steps_per_history=300, shard_histories=512)
     model = replace(
         _MODEL,
-        num_heads=2,
         return_to_go="predicted",
-        return_bins=51,
+        return_bins=101,
         return_high=100.0,
         cross_episode="equals",
     )
-    train = replace(room.train, batch_size=16)
     objective = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0)
-    return _in_room(function, replace(room, collect=collect, objective=objective, train=train), model)
+    return _in_room(function, replace(room, collect=collect, objective=objective), model)
 
 
 _MODEL = ModelConfig(window=300, width=64, num_layers=3, num_heads=4)

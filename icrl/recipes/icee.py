@@ -1,7 +1,7 @@
 """ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from noisy episodes in no order, without any learner's histories.
 
-Most variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), in ``biased`` ones with one direction twice as likely as
-each other one; ``..._random`` ones random behaviour alone.
+Most variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), and a share of episodes that are noise alone; in ``biased``
+ones the noise prefers one direction; ``..._random`` ones read random behaviour alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _LEFT = 3
-_GRADED = SourceConfig("graded", {"aimless": 1.0})
-_BIASED = SourceConfig("graded", {"aimless": 1.0, "twice": _LEFT})
-_EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre"})
+_GRADED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
+_BIASED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0, "twice": _LEFT})
+_EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre", "num_validation": 4})
 _ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
 _KEYDOOR = FamilyConfig(
     "keydoor",
@@ -55,10 +55,10 @@ def icee_darkroom_uncorrected() -> Recipe:
 
 
 def icee_darkroom_sorted() -> Recipe:
-    """Algorithm Distillation of the same behaviour, its noise falling so that histories look like learning."""
+    """Algorithm Distillation of the same optimal policy, its noise falling so that histories look like learning."""
     biased = _icee(icee_darkroom_sorted, _EASY, SourceConfig("annealed", {"twice": _LEFT, "fall": 1.0}))
     collect = replace(
-        biased.collect, num_histories=8_000, steps_per_history=400
+        biased.collect, num_histories=8_000, steps_per_history=2 * biased.model.window
     )  # so that windows start in the middle, too
     return replace(
         biased,
@@ -97,7 +97,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
     keydoor = family.name == "keydoor"
     options: dict[str, Any] = family.options
     most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
-    window = 20 * options["horizon"]
+    window = 10 * options["horizon"]
     return Recipe(
         name=function.__name__.replace("_", "-"),
         description=first_line(function),
@@ -107,9 +107,9 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         model=ModelConfig(
             window=window,
-            width=64,
+            width=96,
             num_layers=3,
-            num_heads=2,
+            num_heads=3,
             return_to_go="predicted",
             return_bins=most + 1,
             return_high=float(most),
@@ -119,7 +119,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
         train=TrainConfig(
             steps=4000,
-            batch_size=8 if keydoor else 16,
+            batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
             validate_every=500,
             validation_episodes=20,
