@@ -336,6 +336,9 @@ def test_flops_count_products_once_forward_twice_backward_and_causal_attention_a
     matrices = layers * (4 * width**2 + 8 * width**2) + width * 4
     attention = layers * 2 * 10 * width / 2
     assert policy.flops_per_window(3, 10) == pytest.approx(3 * 2 * tokens * (matrices + attention))
+    aims = make("step", window=10, return_to_go="predicted", return_bins=5)
+    beside = 8 * width**2 + 5 * width  # the network behind the features, and what predicts the return
+    assert aims.flops_per_window(3, 10) == pytest.approx(3 * 2 * tokens * (matrices + attention + beside))
 
 
 @pytest.mark.parametrize("exact_set", [False, True])
