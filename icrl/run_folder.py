@@ -132,8 +132,10 @@ def timed(run: Path) -> Iterator[None]:
         raise
     finally:
         if Path(run).is_dir() and not refused:
-            seconds = read_run(run).get("seconds", 0.0) + time.perf_counter() - started
-            update_run(run, seconds=round(seconds, 2))
+            known = read_run(run)
+            seconds = known.get("seconds", 0.0) + time.perf_counter() - started
+            trained = known.get("seconds_trained", 0.0)  # counts what was trained before a power cut, too
+            update_run(run, seconds=round(max(seconds, trained), 2))
 
 
 def now() -> str:

@@ -390,13 +390,17 @@ def test_threads_are_put_back(store, tmp_path):
 
 
 def test_the_time_of_a_stopped_run_counts(tmp_path, monkeypatch):
-    clock = iter([1.0, 3.0, 10.0, 14.5])
+    clock = iter([1.0, 3.0, 10.0, 14.5, 20.0, 21.0])
     monkeypatch.setattr(run_folder.time, "perf_counter", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), run_folder.timed(tmp_path):
         raise KeyboardInterrupt
     with run_folder.timed(tmp_path):
         pass
     assert run_folder.read_run(tmp_path)["seconds"] == 6.5
+    run_folder.update_run(tmp_path, seconds_trained=9.0)  # some of it in a session that was killed
+    with run_folder.timed(tmp_path):
+        pass
+    assert run_folder.read_run(tmp_path)["seconds"] == 9.0
 
 
 @pytest.mark.parametrize("name", ["ad memory", "ra-dt"])
