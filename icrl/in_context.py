@@ -476,7 +476,7 @@ class InContextAgent:
 
         earned, steps = take("episode_return"), take("episode_step")
         previous = Previous(
-            torch.as_tensor(np.broadcast_to(rows > 0, (len(lanes), longest)).copy(), device=device),
+            torch.as_tensor(rows > 0, device=device).expand(len(lanes), longest),
             take("action", before),
             take("reward", before),
             take("ended", before),
@@ -551,9 +551,8 @@ class InContextAgent:
         """Features (B, D) of the step that a policy is at -> head parameters (B, ·) of what goes for a return that is drawn."""
         assert self.policy.aim is not None
         drawn = self._draw_return(self.policy.aim.predict(features))
-        return self.policy.head(
-            self.policy.aim(features, *(torch.as_tensor(part, device=self.policy.device) for part in drawn))
-        )
+        to_go, improves = (torch.as_tensor(part, device=self.policy.device) for part in drawn)
+        return self.policy.head(self.policy.aim(features, to_go, improves))
 
     def _draw_return(self, logits: torch.Tensor) -> tuple[Array, Array]:
         """The return to go for (B,) float32, drawn from what the policy predicts, (B, bins), tilted towards high ones, and whether it improves on the best (B,).
