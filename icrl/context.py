@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import gymnasium as gym
 import numpy as np
 
+from icrl.data.schema import flatten, unflatten
 from icrl.interfaces import Array, Observation, Step, map_observation
+
+_STATE = ("lengths", "episode_step", "episode_return", "paid")
 
 
 class Context:
@@ -90,6 +96,24 @@ class Context:
             map_observation(shift, column)
         self.lengths[lane] = length - cut
         return cut
+
+    def state(self) -> dict[str, Array]:
+        """Everything, as arrays by name."""
+        arrays = {name: getattr(self, name) for name in _STATE}
+        for name, column in self.columns.items():
+            arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, Array], space: gym.Space) -> None:
+        """Take over a state; ``space`` is that of observations. KeyError where something is missing."""
+        for name in _STATE:
+            setattr(self, name, arrays[name])
+        self.columns = {}
+        if "columns/reward" in arrays:
+            for name in ("observation", "next_observation"):
+                self.columns[name] = unflatten(space, name, lambda key: arrays[f"columns/{key}"])
+            for name in ("action", "reward", "ended", "episode_step", "episode_return", "paid", "begins"):
+                self.columns[name] = arrays[f"columns/{name}"]
 
     def episodes(self, lanes: Array, length: int) -> Array:
         """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""

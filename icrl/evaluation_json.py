@@ -7,7 +7,6 @@ episodes 1, 2, ... unless they carry their own ``steps``. Intervals are [low, hi
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from icrl import metrics
 from icrl.evaluation import AgentResult, Evaluation
 from icrl.exactness import PosteriorDistance
-from icrl.files import replace_file
+from icrl.files import read_arrays, write_arrays
 from icrl.interfaces import Array, Tasks
 from icrl.metrics import Bootstrap, Estimate, Resampled
 
@@ -422,20 +421,18 @@ def save_artefacts(evaluation: Evaluation, path: Path) -> None:
             tracked["cumulative_regret"] = _cumulative_regret(regret).astype(np.float32)
         arrays.update({f"{name}/{key}": array for key, array in tracked.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    replace_file(path, buffer.getvalue())
+    write_arrays(path, arrays)
 
 
 def load_artefacts(path: Path) -> Artefacts:
     """Read what ``save_artefacts`` wrote."""
     agents: dict[str, dict[str, Array]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for key in stored.files:
-            name, slash, array = key.rpartition("/")
-            if slash:
-                agents.setdefault(name, {})[array] = stored[key]
-        return Artefacts(stored["tasks"], stored["lane_task"], agents)
+    stored = read_arrays(path)
+    for key, array in stored.items():
+        name, slash, part = key.rpartition("/")
+        if slash:
+            agents.setdefault(name, {})[part] = array
+    return Artefacts(stored["tasks"], stored["lane_task"], agents)
 
 
 class ScalarWriter(Protocol):

@@ -1,16 +1,20 @@
-"""Files that survive a crash: written aside, flushed to the disk, then renamed; and JSON read with one-line errors."""
+"""Files that survive a crash: written aside, flushed to the disk, then renamed; arrays in them; and JSON read with one-line errors."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from icrl.interfaces import UserError
+import numpy as np
+
+from icrl.interfaces import Array, UserError
 
 DAMAGED_NPZ = (
     OSError,
@@ -47,6 +51,21 @@ def replace_file(file: Path, content: bytes) -> None:
     write_file(aside, content)
     os.replace(aside, file)
     flush_folder(file.parent)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays by name to ``file`` (.npz, compressed, no pickle), whole or not at all. UserError where its folder is missing or the disk full."""
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: the folder {file.parent} does not exist: make it first")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    replace_file(file, buffer.getvalue())
+
+
+def read_arrays(file: Path) -> dict[str, Array]:
+    """What ``write_arrays`` wrote; raises one of DAMAGED_NPZ for anything else."""
+    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
 
 
 def json_bytes(data: dict[str, Any]) -> bytes:

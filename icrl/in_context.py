@@ -10,7 +10,6 @@ of the life, and reading again costs less than a token per step.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +23,8 @@ from icrl.boundary import Boundary
 from icrl.commitment import Commitment
 from icrl.context import Context
 from icrl.data.sampling import Window, improving
-from icrl.data.schema import flatten, spec_to_json, unflatten
-from icrl.files import DAMAGED_NPZ, replace_file
+from icrl.data.schema import spec_to_json
+from icrl.files import DAMAGED_NPZ, read_arrays, write_arrays
 from icrl.interfaces import (
     PLAN_BEGINS,
     ActionRule,
@@ -271,23 +270,17 @@ class InContextAgent:
         """Write what every lane has lived through, and its random streams, to the file ``path`` (.npz), whole or not at all."""
         if self.num_lanes == 0:
             raise UserError("there is no context to save: call reset(number of lanes) first")
-        if not Path(path).parent.is_dir():
-            raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
-        arrays = {name: getattr(self.context, name) for name in ("lengths", "episode_step", "episode_return", "paid")}
-        arrays |= {
+        arrays = {
+            **self.context.state(),
             "counters": self.streams.counters,
             "fixed": np.array(self._fixed),
             "made_for": np.array(self._made_for()),
         }
-        for name, column in self.context.columns.items():
-            arrays |= {f"columns/{key}": part for key, part in flatten(name, column).items()}
         if self.plans is not None:
             arrays |= {"plan_age": self.plans.age, "plan_begins": self.plans.begins}
         if self.recall is not None:
             arrays |= {f"memory/{key}": part for key, part in self.recall.state().items()}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        replace_file(Path(path), buffer.getvalue())
+        write_arrays(Path(path), arrays)
 
     def save_memory(self, path: str | Path, tasks: Tasks | None = None) -> None:
         """Write the chunks that every lane remembers to the file ``path`` (.npz); ``tasks`` (B,) says what each lane plays.
@@ -332,9 +325,7 @@ class InContextAgent:
         Raises UserError for a file that is no saved context, or one of another family, layout or window.
         """
         try:
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-                saved = {key: file[key] for key in file.files}
-            self._restore(saved)
+            self._restore(read_arrays(Path(path)))
         except DAMAGED_NPZ as error:
             raise UserError(f"{path} is not a saved context ({error!r}): give a file that save_context wrote") from None
         self._reread(np.flatnonzero(self.context.lengths))
@@ -356,33 +347,18 @@ class InContextAgent:
             raise UserError(
                 f"the context was saved by an agent for {saved['made_for']}, this one is for {self._made_for()}: load the run that saved it"
             )
-        lengths, episode_step, counters = saved["lengths"], saved["episode_step"], saved["counters"]
-        columns: dict[str, Observation] = {}
-        if "columns/reward" in saved:
-            space = self.policy.spec.observation_space
-            for name in (
-                "action",
-                "reward",
-                "ended",
-                "episode_step",
-                "episode_return",
-                "paid",
-                "begins",
-            ):
-                columns[name] = saved[f"columns/{name}"]
-            for name in ("observation", "next_observation"):
-                columns[name] = unflatten(space, name, lambda key: saved[f"columns/{key}"])
-        self.reset(len(lengths))
-        self.context.columns = columns
-        self.context.lengths, self.context.episode_step = lengths, episode_step
-        self.context.episode_return, self.context.paid = saved["episode_return"], saved["paid"]
-        self.streams.counters[:] = counters
+        space = self.policy.spec.observation_space
+        context = Context(len(saved["lengths"]), self.policy.config.window)
+        context.restore(saved, space)
+        self.reset(len(context.lengths))
+        self.context = context
+        self.streams.counters[:] = saved["counters"]
         self._fixed = bool(saved["fixed"])
         if self.plans is not None:
             self.plans.age[:], self.plans.begins[:] = saved["plan_age"], saved["plan_begins"]
         if self.recall is not None:
             memory = {key.removeprefix("memory/"): part for key, part in saved.items() if key.startswith("memory/")}
-            self.recall.restore(memory, self.policy.spec.observation_space)
+            self.recall.restore(memory, space)
 
     # reading
 

@@ -5,7 +5,6 @@ A memory belongs to the spaces, the chunk length and the encoder that it was mad
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from icrl.data.schema import flatten, space_to_json, unflatten
-from icrl.files import DAMAGED_NPZ, replace_file
+from icrl.files import DAMAGED_NPZ, read_arrays, write_arrays
 from icrl.interfaces import Array, FamilySpec, Observation, Tasks, UserError, map_observation
 from icrl.memory.encoders import Encoder
 from icrl.memory.lanes import LaneMemory, chunk_rewards, onward, within_episode
@@ -62,15 +61,7 @@ def save_memory(path: str | Path, memory: LaneMemory, spec: FamilySpec, tasks: T
     }
     for name, column in memory.chunks.items():
         arrays |= {f"chunks/{key}": part[lanes, slots] for key, part in flatten(name, column).items()}
-    _write(path, arrays)
-
-
-def _write(path: str | Path, arrays: dict[str, Array]) -> None:
-    if not Path(path).parent.is_dir():
-        raise UserError(f"{path}: the folder {Path(path).parent} does not exist: make it first")
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    replace_file(Path(path), buffer.getvalue())
+    write_arrays(Path(path), arrays)
 
 
 def merge_memories(paths: Sequence[str | Path], out: str | Path) -> SavedMemory:
@@ -91,20 +82,15 @@ def merge_memories(paths: Sequence[str | Path], out: str | Path) -> SavedMemory:
             raise UserError(
                 f"{path} remembers tasks {one.tasks.dtype}, {paths[0]} {saved[0].tasks.dtype}: merge those of one family that know their tasks"
             )
-    parts = [_arrays(path) for path in paths]
+    parts = [read_arrays(Path(path)) for path in paths]
     episodes = max(one.totals.shape[1] for one in saved)
     for part, lanes in zip(parts, np.cumsum([0] + [one.num_lanes for one in saved]), strict=False):
         part["lane"] = part["lane"] + lanes
         part["totals"] = np.pad(part["totals"], ((0, 0), (0, episodes - part["totals"].shape[1])))
     names = {name for part in parts for name in part if name != "about"}  # one without chunks has no columns of them
     joined = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
-    _write(out, joined | {"about": parts[0]["about"]})
+    write_arrays(Path(out), joined | {"about": parts[0]["about"]})
     return read_memory(out)
-
-
-def _arrays(path: str | Path) -> dict[str, Array]:
-    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
 
 
 def describe(chunk: int, encoder: Encoder, spec: FamilySpec) -> dict[str, Any]:
@@ -127,7 +113,7 @@ def read_memory(path: str | Path, spec: FamilySpec | None = None) -> SavedMemory
     ``spec`` gives observations that are dictionaries their structure.
     """
     try:
-        arrays = _arrays(path)
+        arrays = read_arrays(Path(path))
         about = json.loads(str(arrays["about"]))
         if about["format"] != "icrl memory":
             raise ValueError(f"format {about['format']}")
