@@ -12,11 +12,13 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from agents.base import action_noise, check_probability, lanes_of_reset, noise_probs, noise_with_favourite, num_actions
-from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, TaskVectorEnv, UserError
+from icrl.interfaces import Agent, Array, Decision, Family, Observation, Step, Tasks, TaskVectorEnv, UserError
 from icrl.seeding import LaneStreams, generator
 
 _NUM_MISLEADING = 4096
 """Tasks that may mislead."""
+_WANDERS_ON = 0.2
+"""Probability, at each step, that a wandering episode aims at another task."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Annealed:
 class Graded:
     """The optimal policy under noise that is drawn anew for each episode: good and bad episodes in no order (ICEE: Dai et al. 2024).
 
-    The log-probability of an action is that over all levels of noise alike, since which one an episode has is not seen.
+    The log-probability of an action is that over all levels of noise alike, since which one an episode has is not seen; what wanders counts as noise there.
     """
 
     low: float = 0.0
@@ -69,53 +71,67 @@ class Graded:
     """Most noise; in between it is uniform."""
     twice: int = -1
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
-    aimless: float = 0.0
-    """Upper bound on the share of a history's episodes that are noise alone; each history draws its own share uniformly below it. They show how to go on where many episodes
-    have brought nothing, which episodes of an optimal policy hardly do."""
+    wander: float = 0.0
+    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another. Each history draws its own share uniformly below
+    it. They show how to go on where many episodes have brought nothing, which episodes of an optimal policy hardly do."""
 
     def __post_init__(self):
-        check_probability("graded", low=self.low, high=self.high, aimless=self.aimless)
+        check_probability("graded", low=self.low, high=self.high, wander=self.wander)
         if self.low > self.high:
             raise UserError(f"graded's low is {self.low} and its high {self.high}: expected the lower one first")
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
-        return _Graded(self, env, streams)
+        return _Graded(self, family, env, streams, num_steps)
 
 
 class _Graded:
-    def __init__(self, options: Graded, env: TaskVectorEnv, streams: LaneStreams):
-        self._options, self._env, self._streams = options, env, streams
+    def __init__(self, options: Graded, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int):
+        self._options, self._env, self._streams, self._num_steps = options, env, streams, num_steps
         self._noise = noise_with_favourite(env, "noise on an optimal policy", options.twice)
         self._epsilon = np.zeros(env.num_envs)  # (B,) noise of the running episodes
-        self._aimless = np.zeros(env.num_envs)  # (B,) share of a life's episodes that are noise alone
+        self._wander_on = np.zeros(
+            env.num_envs
+        )  # (B,) steps of the history, from now on, in which episodes that begin wander
+        self._wanders = np.zeros(env.num_envs, bool)  # (B,) whether the running episodes do
+        self._aims = _misleading(family) if options.wander else env.tasks[:0]
+        self._aim = env.tasks.copy()  # (B,) task that the lanes play for
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         fresh = np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))]
-        if self._options.aimless:
-            self._aimless[fresh] = self._options.aimless * self._streams.uniform(lanes=fresh)
+        if self._options.wander:
+            self._wander_on[fresh] = self._num_steps * self._options.wander * self._streams.uniform(lanes=fresh)
         self._draw(fresh)
 
     def _draw(self, lanes: Array) -> None:
         low, high = self._options.low, self._options.high
         self._epsilon[lanes] = low + (high - low) * self._streams.uniform(lanes=lanes)
-        if self._options.aimless:
-            self._epsilon[lanes[self._streams.uniform(lanes=lanes) < self._aimless[lanes]]] = 1.0
+        self._wanders[lanes] = self._wander_on[lanes] > 0
+        self._aim[lanes] = self._env.tasks[lanes]
+        self._aim_elsewhere(lanes[self._wanders[lanes]])
+
+    def _aim_elsewhere(self, lanes: Array) -> None:
+        if len(lanes):
+            self._aim[lanes] = self._aims[self._streams.integers(len(self._aims), lanes)]
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        decision = self._noise(self._env.optimal_action(), self._epsilon, self._streams, action_mask)
+        decision = self._noise(self._env.optimal_action(self._aim), self._epsilon, self._streams, action_mask)
         if decision.behaviour_log_prob is None:
             return decision
         lanes, options = np.arange(self._env.num_envs), self._options
-        mean = options.aimless / 2 + (1 - options.aimless / 2) * (options.low + options.high) / 2
+        mean = options.wander / 2 + (1 - options.wander / 2) * (options.low + options.high) / 2
         actions = num_actions(self._env, "noise on an optimal policy")
         noise = noise_probs(len(lanes), actions, action_mask, options.twice)[lanes, decision.action]
-        meant = decision.action == decision.target_action
-        return decision._replace(behaviour_log_prob=np.log(mean * noise + (1 - mean) * meant).astype(np.float32))
+        best = decision.action == self._env.optimal_action()
+        return decision._replace(behaviour_log_prob=np.log(mean * noise + (1 - mean) * best).astype(np.float32))
 
     def observe(self, step: Step) -> None:
+        self._wander_on -= 1
         ended = np.flatnonzero(step.ended)
         if ended.size:
             self._draw(ended)
+        wandering = np.flatnonzero(self._wanders)
+        if wandering.size:
+            self._aim_elsewhere(wandering[self._streams.uniform(lanes=wandering) < _WANDERS_ON])
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,7 @@ class _Misled:
     def __init__(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, epsilon: float):
         self._env, self._streams, self._epsilon = env, streams, epsilon
         self._noise = action_noise(env, "noise on a misled policy") if epsilon else None
-        self._pool = family.sample_tasks(generator(0, family.spec.name, "misled"), _NUM_MISLEADING)
+        self._pool = _misleading(family)
         self._believed = self._pool[np.zeros(env.num_envs, np.int64)]  # (B,) fancy indexing copies
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
@@ -161,6 +177,11 @@ class _Misled:
         ended = np.flatnonzero(step.ended)
         if ended.size:
             self._draw(ended)
+
+
+def _misleading(family: Family) -> Tasks:
+    """One fixed sample of the family's distribution."""
+    return family.sample_tasks(generator(0, family.spec.name, "misled"), _NUM_MISLEADING)
 
 
 class _NoisyOptimal:

@@ -9,7 +9,7 @@ import numpy as np
 
 from icrl.interfaces import Array, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Told(NamedTuple):
@@ -62,7 +62,7 @@ class Probe(NamedTuple):
     families: dict[str, str]  # short names, and what they stand for
     told: tuple[Told, ...]
     routers: tuple[RouterChoices, ...]
-    mutual_information: dict[str, float]  # nats, by label; empty without a task router
+    mutual_information: dict[str, float]  # nats, by what it is of; empty without a task router
     embedding: Embedding
     conflict: Conflict | None  # None: the histories were gone
 
@@ -80,7 +80,7 @@ def probe_from_json(data: Mapping[str, Any], where: str, again: str) -> Probe:
             families={str(name): str(text) for name, text in data["families"].items()},
             told=tuple(_told(row) for row in data["probes"]),
             routers=tuple(_router(data, name) for name in data["load"]),
-            mutual_information={name: float(value) for name, value in data.get("mutual_information", {}).items()},
+            mutual_information={name: float(value) for name, value in data["mutual_information"].items()},
             embedding=_embedding(data["embedding"]),
             conflict=None if data["conflict"] is None else _conflict(data["conflict"]),
         )

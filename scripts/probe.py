@@ -39,11 +39,11 @@ class Options(MachineOptions):
 
 def text(found: Mapping[str, Any]) -> str:
     """The figures as a table."""
-    lines = [f"{'read from':<10} {'label':<16} {'accuracy':>22} {'usual label':>12} {'above it':>24}"]
+    lines = [f"{'read from':<16} {'label':<16} {'accuracy':>22} {'usual label':>12} {'above it':>24}"]
     for row in found["probes"]:
         accuracy, above = (_shown(row[key]) for key in ("accuracy", "above_chance"))
         lines.append(
-            f"{row['features']:<10} {row['label']:<16} {accuracy:>22} {row['chance']['mean']:>12.3f} {above:>24}"
+            f"{row['features']:<16} {row['label']:<16} {accuracy:>22} {row['chance']['mean']:>12.3f} {above:>24}"
         )
     lines += _routing_lines(found) if found["load"] else []
     lines += _conflict_lines(found)
@@ -60,8 +60,8 @@ def _routing_lines(found: Mapping[str, Any]) -> list[str]:
     lines.append(
         "idle: experts with under 2 % of the choices; no choice is ever dropped, as experts have no capacity limit"
     )
-    for name, value in found.get("mutual_information", {}).items():
-        lines.append(f"mutual information of {name} and task expert: {value:.3f} nats")
+    for name, value in found["mutual_information"].items():
+        lines.append(f"mutual information of {name}: {value:.3f} nats")
     return lines
 
 

@@ -1,8 +1,8 @@
 """What a policy knows of its task after a while, read out by a linear probe; and how its routers divide the work.
 
-A policy plays tasks of several families (``envs.mixed``). After some episodes two things are kept of every lane: the summary from which a task router decides (the mean
-of what enters the last block so far), which any policy has, and what the task router makes of it. A linear classifier that is fitted on training tasks then tells,
-on held-out tasks, which family a lane plays and, within a family, in which quadrant the goal lies.
+A policy plays tasks of several families (``envs.mixed``). After some episodes two things are kept of every lane and block: the summary from which a task router would
+decide (the mean of what enters the block so far), which any policy has, and what a task router makes of it where the block has one. A linear classifier that is fitted
+on training tasks then tells, on held-out tasks, which family a lane plays and, within a family, in which quadrant the goal lies.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ SHOWN = 300
 class Known(NamedTuple):
     """What is read from a policy in L lanes."""
 
-    features: dict[str, Array]  # (L, D) by name: summary, and with a task router router
+    features: dict[
+        str, Array
+    ]  # (L, D) by name: ``summary, block 0`` of every block, and ``router, block 0`` of every task router
     choices: dict[str, Array]  # (E,) share of its choices that each expert of a router got
-    experts: Array | None  # (L,) the task router's first choice
+    experts: dict[str, Array]  # (L,) each task router's first choice
 
 
 def known_of(policy: Policy, family: Mixed, tasks: Tasks, *, episodes: int, rule: ActionRule, seed: int) -> Known:
@@ -64,16 +66,14 @@ def known_of(policy: Policy, family: Mixed, tasks: Tasks, *, episodes: int, rule
         )
         for first in range(0, len(tasks), LANES_AT_ONCE)
     ]
-    weights = [len(part.features["summary"]) for part in parts]
+    weights = [len(part.features["summary, block 0"]) for part in parts]
     return Known(
         {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
         {
             name: np.average([part.choices[name] for part in parts], axis=0, weights=weights)
             for name in parts[0].choices
         },
-        None
-        if parts[0].experts is None
-        else np.concatenate([part.experts for part in parts if part.experts is not None]),
+        {name: np.concatenate([part.experts[name] for part in parts]) for name in parts[0].experts},
     )
 
 
@@ -83,20 +83,25 @@ def _known(policy: Policy, family: Mixed, tasks: Tasks, episodes: int, rule: Act
     window = record_context(agent, family.make_vec(tasks), size, seed=seed)
     lanes, at = np.arange(len(tasks)), (window.episode < episodes).sum(1)
     entering: list[Tensor] = []
-    block = policy.transformer.blocks[-1]
-    hook = block.attention_norm.register_forward_hook(lambda module, given, out: entering.append(out))  # type: ignore[union-attr]
+    hooks = [
+        block.attention_norm.register_forward_hook(lambda module, given, out: entering.append(out))  # type: ignore[union-attr]
+        for block in policy.transformer.blocks
+    ]
     with watched(policy) as seen:
         step_window(policy, window)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     token = at * policy.config.tokens_per_step
     told = torch.as_tensor(token + 1, device=policy.device)[:, None]
-    features = {"summary": mean_of_first(running_sums(entering[-1]), told)[:, 0]}
-    task_decisions = [decision for decision in seen if isinstance(decision.router, TaskRouter)]
-    experts = None
-    if task_decisions:
-        routes = task_decisions[-1].routes
-        features["router"] = routes.representation[lanes, token]
-        experts = routes.experts[lanes, token, 0].cpu().numpy()
+    features = {
+        f"summary, block {block}": mean_of_first(running_sums(x), told)[:, 0] for block, x in enumerate(entering)
+    }
+    experts = {}
+    for decision in seen:
+        if isinstance(decision.router, TaskRouter):
+            name = f"router, block {decision.place[1]}"
+            features[name] = decision.routes.representation[lanes, token]
+            experts[name] = decision.routes.experts[lanes, token, 0].cpu().numpy()
     choices = {"{} experts, block {}".format(*decision.place): _choices(decision) for decision in seen}
     return Known({name: value.float().cpu().numpy() for name, value in features.items()}, choices, experts)
 
@@ -184,10 +189,13 @@ def probe_policy(
         "probes": _probes(family, fit, played, known, tested, lane_task),
         **choices_found(known.choices),
     }
-    if known.experts is not None:
-        told = {"family": tested["member"], "task": lane_task}
-        found["mutual_information"] = {name: mutual_information(label, known.experts) for name, label in told.items()}
-    features = "summary" if known.experts is None else "router"
+    told = {"family": tested["member"], "task": lane_task}
+    found["mutual_information"] = {
+        f"{label} and the first choice of the {router}": mutual_information(values, chosen)
+        for router, chosen in known.experts.items()
+        for label, values in told.items()
+    }
+    features = [*known.features][-1]  # the last task router, or summary
     picture = embedding(known.features[features], tested["member"], quadrants(family, tested))
     found["embedding"] = {"features": features, "families": names, **picture}
     return found

@@ -94,14 +94,18 @@ def test_graded_noise_is_drawn_for_each_episode_and_its_probability_is_that_over
     np.testing.assert_allclose(kinds, expected, atol=1e-3)
 
 
-def test_a_share_of_graded_episodes_is_noise_alone_each_history_having_its_own():
-    life = lived("graded", lanes=2000, steps=400, high=0.0, aimless=0.8)
-    agreed = (life["action"] == life["optimal"]).reshape(20, 20, 2000).mean(1)
-    in_vain = (agreed < 1).mean(0)  # share of each history's episodes
-    assert in_vain.min() < 0.05 and in_vain.max() > 0.7 and in_vain.mean() == pytest.approx(0.4, abs=0.02)
-    one_by_one = 0.4 / 20 - (0.4**2 + 0.8**2 / 12) / 20  # variance of 20 draws, beside that of the share
-    assert in_vain.var() == pytest.approx(0.8**2 / 12 + one_by_one, rel=0.1)
+def test_graded_histories_begin_with_episodes_that_wander_a_share_that_each_draws():
+    life = lived("graded", lanes=2000, steps=400, high=0.0, wander=0.8)
+    best = life["action"] == life["optimal"]
+    aimed = best.reshape(20, 20, 2000).all(1)  # (episodes, lives)
+    first = aimed.argmax(0)  # the first aimed episode, but for wandering ones that are like it by chance
+    assert (aimed[16:]).all() and aimed[0].mean() < 0.1
+    assert first.mean() == pytest.approx(8, abs=0.7) and first.std() == pytest.approx(16 / 12**0.5, abs=0.4)
     np.testing.assert_allclose(np.unique(np.exp(life["log_prob"]).round(4)), [0.08, 0.68], atol=1e-3)
+    np.testing.assert_array_equal(np.exp(life["log_prob"]) > 0.5, best)
+    places = life["observation"].reshape(20, 20, 2000, 2)
+    late = (places[:, 10:] != places[:, 10:11]).any((1, 3))  # still on the way in the second half
+    assert late[~aimed].mean() > 0.8 and not late[aimed].any()
 
 
 def test_annealed_noise_may_have_a_favourite_too():
@@ -115,7 +119,7 @@ def test_annealed_noise_may_have_a_favourite_too():
         ("plans", {"hazard": 1.5}, "plans's hazard is 1.5|plans' hazard is 1.5"),
         ("plans", {"told_by": 0.0}, "told_by is 0.0: expected a return above 0"),
         ("graded", {"low": 0.9, "high": 0.1}, "low is 0.9 and its high 0.1"),
-        ("graded", {"aimless": 1.5}, "graded's aimless is 1.5"),
+        ("graded", {"wander": 1.5}, "graded's wander is 1.5"),
         ("graded", {"twice": 7}, "action 7 twice as often, this family has Discrete"),
     ],
 )

@@ -95,9 +95,10 @@ def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_epis
     known = known_of(policy, FAMILY, tasks, episodes=2, rule=ActionRule(), seed=0)
     router: Any = policy.get_submodule("transformer.blocks.1.mlp.task_router")
     with torch.no_grad():
-        routes = router(torch.as_tensor(known.features["summary"]))
-    np.testing.assert_allclose(routes.representation, known.features["router"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(routes.experts[:, 0], known.experts)
+        routes = router(torch.as_tensor(known.features["summary, block 1"]))
+    np.testing.assert_allclose(routes.representation, known.features["router, block 1"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(routes.experts[:, 0], known.experts["router, block 1"])
+    assert set(known.features) == {"summary, block 0", "summary, block 1", "router, block 1"}
     assert set(known.choices) == {"token experts, block 1", "task experts, block 1"}
     for shares in known.choices.values():
         assert shares.sum() == pytest.approx(1)
@@ -154,14 +155,14 @@ def test_the_command_probes_a_run(tiny_run, tmp_path, capsys):
         "task experts, block 1",
         "of at most 1.386 nats; idle",
         "no choice is ever dropped",
-        "mutual information of family",
+        "mutual information of family and the first choice of the router, block 1: ",
         "mean between families",
     ):
         assert words in shown, words
     found = json.loads(out.read_text())
-    assert len(found["probes"]) == 4 and all(0 <= row["accuracy"]["mean"] <= 1 for row in found["probes"])
+    assert len(found["probes"]) == 6 and all(0 <= row["accuracy"]["mean"] <= 1 for row in found["probes"])
     assert found["embedding"]["families"] == found["conflict"]["families"] == ["darkroom", "keydoor"]
-    assert found["embedding"]["features"] == "router" and len(found["embedding"]["points"]) == 30
+    assert found["embedding"]["features"] == "router, block 1" and len(found["embedding"]["points"]) == 30
     assert probe_script.main([str(tiny_run), "--episodes", "9"]) == 2
     assert "do not fit a window of 45" in capsys.readouterr().err
 
@@ -295,9 +296,9 @@ def test_the_report_says_how_a_run_routes(probed_run, tiny_run, tmp_path):
     for words in (
         'id="routing"',
         "3 experts by token, of which 2 are chosen and 4 experts by task",
-        "family, from the router",
+        "family, from the router, block 1",
         "entropy of its choices",
-        "nats of the family and",
+        "family and the first choice of the router, block 1",
         "Cosines between the gradients",
     ):
         assert words in page, words
@@ -320,7 +321,7 @@ def test_a_run_without_mixtures_has_nothing_to_say(smoke_run, tmp_path):
     [
         (lambda found: "{", "is not JSON"),
         (lambda found: [found], "holds a list, expected a dict"),
-        (lambda found: {"accuracy": 1}, "format version None, expected 1"),
+        (lambda found: {"accuracy": 1}, "format version None, expected 2"),
         (lambda found: {k: v for k, v in found.items() if k != "embedding"}, "lacks embedding"),
         (
             lambda found: {**found, "conflict": {**found["conflict"], "cosines": [[1.0]]}},

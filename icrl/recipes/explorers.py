@@ -70,7 +70,7 @@ def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
     """The source of ``icrl.recipes.icee``, in histories as long as a window."""
-    source = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
+    source = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
     collect = CollectConfig((source,), num_histories=16_384, steps_per_history=300, shard_histories=512)
     model = replace(
         _MODEL,

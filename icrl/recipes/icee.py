@@ -1,6 +1,6 @@
 """ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from noisy episodes in no order, without any learner's histories.
 
-Most variants read the same kind of episodes: an optimal policy under noise that is drawn anew for each (privileged data), and a share of episodes that are noise alone; in ``biased``
+Most variants read the same kind of histories: episodes that wander, then those of an optimal policy under noise that is drawn anew for each (privileged data); in ``biased``
 ones the noise prefers one direction; ``..._random`` ones read random behaviour alone.
 """
 
@@ -23,8 +23,8 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _LEFT = 3
-_GRADED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0})
-_BIASED = SourceConfig("graded", {"high": 0.5, "aimless": 1.0, "twice": _LEFT})
+_GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
+_BIASED = SourceConfig("graded", {"high": 0.5, "wander": 1.0, "twice": _LEFT})
 _EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre", "num_validation": 4})
 _ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
 _KEYDOOR = FamilyConfig(

@@ -37,14 +37,9 @@ def probe_blocks(probe: Probe, name: str) -> list[Block]:
     if probe.routers:
         blocks += [_router_table(probe.routers), _shares_picture(probe.routers, f"{name}-shares.png")]
     if probe.mutual_information:
-        known = " and ".join(
-            f"{number(value)} nats of the {label}" for label, value in probe.mutual_information.items()
-        )
-        blocks.append(
-            Text(
-                f"The first choice of the last task router tells {known} (mutual information, less what so few lanes would show by chance)."
-            )
-        )
+        rows = tuple((what, number(value)) for what, value in probe.mutual_information.items())
+        note = "Mutual information in nats, less what so few lanes would show by chance"
+        blocks.append(Table(("of", "nats"), rows, note))
     blocks.append(_embedding_picture(probe.embedding, f"{name}-embedding.png"))
     if probe.conflict is None:
         blocks.append(
@@ -71,8 +66,8 @@ def _told_table(probe: Probe) -> Table:
     return Table(
         ("what is told", "accuracy", "usual label", "above it"),
         rows,
-        "A linear classifier, fitted on training tasks, told these of held-out tasks: from the summary (mean of what enters the last block) and, where "
-        "there is one, from what the task router makes of it. Beside it stands the most frequent label of the training tasks.",
+        "A linear classifier, fitted on training tasks, told these of held-out tasks: from the summary of each block (mean of what enters it) and, "
+        "where it has a task router, from what that makes of it. Beside it stands the most frequent label of the training tasks.",
     )
 
 
@@ -117,9 +112,9 @@ def _embedding_picture(embedding: Embedding, name: str) -> Picture:
     for axes, title in ((left, "By family"), (right, "By the goal's quadrant")):
         dress(axes, title, first, second if axes is left else "")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=3)
-    of = "what the task router makes of its summary" if embedding.features == "router" else "the summary"
+    of = f"the {embedding.features},"
     caption = (
-        f"{of[0].upper()}{of[1:]} in {len(embedding.xy)} held-out lanes, in the plane of the first two principal components (share of the variance in "
+        f"T{of[1:]} in {len(embedding.xy)} held-out lanes, in the plane of the first two principal components (share of the variance in "
         "brackets). Clouds of one colour: the policy keeps families, or quadrants, apart."
     )
     counts = [f"{family} {(embedding.family == n).sum()}" for n, family in enumerate(embedding.families)]
