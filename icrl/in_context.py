@@ -540,7 +540,8 @@ class InContextAgent:
         total = self.context.episode_return[:, None] + values
         improves = improving(total, self.context.best()[:, None], config.cross_episode)
         share = (values - config.return_low) / (config.return_high - config.return_low)
-        probs = torch.softmax(logits.double(), -1).cpu().numpy() * share**self.rule.tilt
+        tilt = np.where(self.context.paid, self.rule.tilt, self.rule.search_tilt)[:, None]
+        probs = torch.softmax(logits.double(), -1).cpu().numpy() * share**tilt
         if config.cross_episode != "off":
             probs = np.where((probs * improves).sum(1, keepdims=True) > 0, probs * improves, probs)
         probs[probs.sum(1) <= 0, 0] = 1.0  # nothing but the least return is thought possible

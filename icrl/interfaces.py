@@ -82,16 +82,19 @@ class ActionRule:
     """Sample with probabilities to the power 1 / temperature, renormalised. Raises UserError unless positive."""
     plans: PlanRule = PlanRule()
     """When a policy that follows plans begins another."""
-    tilt: float = 3.0
+    tilt: float = 5.0
     """How far a policy that predicts returns goes for high ones: their probabilities are multiplied by ((c - c_min) / (c_max - c_min))^tilt."""
+    search_tilt: float = 1.0
+    """The same until a step of the lane's life has paid more than 0: while nothing was found, a high tilt brings out what the prediction is wrong about."""
 
     def __post_init__(self):
         if not 0 < self.temperature < float("inf"):
             raise UserError(
                 f"temperature {self.temperature}: expected more than 0 (greedy takes the most probable action)"
             )
-        if not 0 <= self.tilt < float("inf"):
-            raise UserError(f"tilt {self.tilt}: expected at least 0, which leaves returns as they are predicted")
+        for name, tilt in (("tilt", self.tilt), ("search_tilt", self.search_tilt)):
+            if not 0 <= tilt < float("inf"):
+                raise UserError(f"{name} {tilt}: expected at least 0, which leaves returns as they are predicted")
 
     def __str__(self) -> str:
         if self.greedy:
@@ -105,7 +108,9 @@ class ActionRule:
             rule = self.plans
             told += f", new plan with probability {rule.hazard:g} or below doubt {rule.doubt:g}"
             told += f" or after {rule.length} steps" if rule.length else ""
-        return told + (f", returns tilted by {self.tilt:g}" if predicts_returns else "")
+        if predicts_returns:
+            told += f", returns tilted by {self.tilt:g}, before the first reward by {self.search_tilt:g}"
+        return told
 
 
 class Decision(NamedTuple):

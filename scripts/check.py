@@ -296,7 +296,7 @@ def _acting(evaluation: EvaluateConfig, prefix: str) -> Iterator[str]:
     for name in ("plan_hazard", "plan_doubt"):
         if not 0 <= getattr(evaluation, name) <= 1:
             yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected a probability, 0 to 1"
-    for name in ("plan_length", "tilt"):
+    for name in ("plan_length", "tilt", "search_tilt"):
         if not 0 <= getattr(evaluation, name) < float("inf"):
             yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected at least 0"
     if not 0 < evaluation.temperature < float("inf"):

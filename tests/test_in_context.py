@@ -175,9 +175,11 @@ def test_the_return_gone_for_is_drawn_from_the_tilted_prediction():
     agent.reset(4000)
     logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
     for tilt, expected in ((0.0, [0.5, 0.4, 0.1]), (2.0, [0, 0.5, 0.5]), (1.0, [0, 2 / 3, 1 / 3])):
-        agent.rule = ActionRule(tilt=tilt)
-        drawn = agent._draw_return(logits)[0]
-        np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
+        for paid in (False, True):  # before anything was found another tilt counts than afterwards
+            agent.rule = ActionRule(tilt=tilt if paid else 50.0, search_tilt=50.0 if paid else tilt)
+            agent.context.paid[:] = paid
+            drawn = agent._draw_return(logits)[0]
+            np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
     hopeless = torch.tensor([0.0, -1e9, -1e9]).expand(4000, 3)
     assert (agent._draw_return(hopeless)[0] == -1).all()
 
@@ -192,7 +194,7 @@ def test_returns_gone_for_are_better_than_those_before_where_any_is_possible():
         script.reward[t] = earned
         agent.act(script.observation[t])
         agent.observe(script.step(t, np.zeros(4000, int)))
-    agent.rule = ActionRule(tilt=0.0)
+    agent.rule = ActionRule(tilt=0.0, search_tilt=0.0)
     logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
 
     def shares():

@@ -519,6 +519,12 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
         (
             "icee",
             {"return_to_go": "predicted"},
+            {"improving_weight": 0.0},
+            "improving_weight is 0.0, expected a number",
+        ),
+        (
+            "icee",
+            {"return_to_go": "predicted"},
             {"estimate_behaviour": True, "symmetries": True},
             "knows tasks as they are",
         ),
@@ -656,6 +662,24 @@ def test_an_episode_improves_by_the_return_that_a_policy_can_go_for():
     loss_of("icee", policy, replace(window, reward=reward, episode_return=earned, return_to_go=to_come))
     assert told[0][0].tolist() == [20.0] * 8 + [30.0] * 4
     assert told[1][0].tolist() == [True] * 4 + [False] * 4 + [True] * 4
+
+
+def test_episodes_that_beat_all_before_them_count_more_where_so_asked():
+    policy: Any = icee_policy()
+    window = encoded((LENGTH,))
+    reward = np.zeros((1, LENGTH), np.float32)
+    reward[0, [7, 9]] = 5, 2  # episodes of four steps: nothing, 5, 2
+    earned, to_come = returns_around(reward, window.episode)
+    window = replace(window, reward=reward, episode_return=earned, return_to_go=to_come)
+    read, outputs = policy.window_and_returns, []
+    policy.window_and_returns = lambda *inputs: outputs.append(read(*inputs)) or outputs[-1]
+    plain, counted_more = (loss_of("icee", policy, window, improving_weight=weight) for weight in (1.0, 4.0))
+    with torch.no_grad():
+        losses = policy.head.loss(outputs[0][0], torch.as_tensor(window.action))[0]
+    for output, weights in ((plain, np.ones(LENGTH)), (counted_more, np.repeat([1.0, 4.0, 1.0], 4))):
+        expected = (losses * torch.as_tensor(weights)).sum() / weights.sum()
+        of_action = (output.loss - output.metrics["return_loss"]).double()
+        torch.testing.assert_close(of_action, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_which_episodes_improve():

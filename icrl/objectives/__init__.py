@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium as gym
 
 from icrl.config import ModelConfig, ObjectiveConfig
@@ -91,6 +93,8 @@ def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -
         raise UserError(
             f"objective.corrected and objective.estimate_behaviour are options of ICEE, not of {config.name.upper()}: set them to True and False"
         )
+    if not 0 < config.improving_weight < math.inf:
+        raise UserError(f"objective.improving_weight is {config.improving_weight}, expected a number above 0")
     if not config.most_weight > 0:
         raise UserError(f"objective.most_weight is {config.most_weight}, expected more than 0")
     if (config.name == "icee") != model.predicts_returns:

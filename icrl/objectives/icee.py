@@ -40,8 +40,9 @@ class InContextExploration:
         improves = tensor(_improves(window, to_go.cpu().numpy(), policy.config.cross_episode), device)
         output, logits = policy.window_and_returns(*step_inputs(policy, window), to_go, improves)
         weights = self._weights(policy, window)
+        emphasis = self._emphasis(policy, window)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
-        result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
+        result = masked_loss(policy, output, labels, counted, importance=tensor(weights * emphasis, device))
         of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
         return_loss = (of_return * counted).sum() / counted.sum()
         kept = weights[window.valid]
@@ -60,6 +61,13 @@ class InContextExploration:
         assert log_probs is not None
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
         return np.where(window.valid, weights, 0).astype(np.float32)
+
+    def _emphasis(self, policy: Policy, window: Window) -> Array:
+        """(B, T) float32, 1 on average: episodes that beat those before them, and the least return, count ``improving_weight`` times as much as others."""
+        total = window.episode_return + window.return_to_go
+        best = np.maximum(best_before(total, window.episode_step), policy.config.return_low)
+        emphasis = np.where(improving(total, best, "beats"), self.config.improving_weight, 1.0)
+        return (emphasis / emphasis[window.valid].mean()).astype(np.float32)
 
 
 def _improves(window: Window, to_go: Array, rule: str) -> Array:

@@ -103,7 +103,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         description=first_line(function),
         family=family,
         collect=CollectConfig(
-            (source or _GRADED,), num_histories=16_000, steps_per_history=window, shard_histories=1000
+            (source or _GRADED,), num_histories=64_000, steps_per_history=window, shard_histories=1000
         ),
         model=ModelConfig(
             window=window,
@@ -116,14 +116,14 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             cross_episode="equals",
             episode_return=keydoor,
         ),
-        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
+        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0),
         train=TrainConfig(
             steps=4000,
             batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
             validate_every=500,
             validation_episodes=20,
-            validation_lanes=60,
+            validation_lanes=160,
         ),
         evaluations=(EvaluateConfig(episodes=30, lanes=160, baselines=("random", "optimal", "source")),),
     )

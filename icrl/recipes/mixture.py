@@ -26,7 +26,7 @@ from icrl.recipes.control import cheetah_vel, point_robot
 from icrl.recipes.description import first_line
 from icrl.recipes.memory import radt, radt_dt
 
-_MIXTURE = MixtureConfig(blocks=(1, 2))
+_MIXTURE = MixtureConfig(blocks=(0, 1))
 _MEMBERS = [
     "darkroom width=6 height=6 horizon=36 num_validation=4",
     "darkroom width=8 height=8 horizon=64 num_validation=6",
