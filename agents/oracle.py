@@ -1,6 +1,7 @@
 """Agents that know tasks: the optimal policy with noise (annealed in AD^eps: Zisman et al. 2024; graded in ICEE), and one that is misled.
 
-Labels are the optimal action (``target_action``), whatever the noise executed. Noise is a uniform action, of a box where actions are continuous.
+Labels (``target_action``) are what was meant, whatever the noise executed: the optimal action, and in an episode that wanders that of the task it aims at. Noise is a
+uniform action, of a box where actions are continuous.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Graded:
-    """The optimal policy under noise that is drawn anew for each episode: good and bad episodes in no order (ICEE: Dai et al. 2024).
+    """The optimal policy under noise that is drawn anew for each episode, so that good and bad ones come in no order (ICEE: Dai et al. 2024), behind episodes that wander.
 
     The log-probability of an action is that over all levels of noise alike, since which one an episode has is not seen; what wanders counts as noise there.
     """
@@ -72,8 +73,8 @@ class Graded:
     twice: int = -1
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
     wander: float = 0.0
-    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another. Each history draws its own share uniformly below
-    it. They show how to go on where many episodes have brought nothing, which episodes of an optimal policy hardly do."""
+    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, any of the family's, held-out ones among them
+    (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which episodes of an optimal policy hardly do."""
 
     def __post_init__(self):
         check_probability("graded", low=self.low, high=self.high, wander=self.wander)
@@ -114,15 +115,19 @@ class _Graded:
             self._aim[lanes] = self._aims[self._streams.integers(len(self._aims), lanes)]
 
     def act(self, observation: Observation, action_mask: Array | None = None) -> Decision:
-        decision = self._noise(self._env.optimal_action(self._aim), self._epsilon, self._streams, action_mask)
+        best = self._env.optimal_action()
+        meant = best.copy()
+        if self._wanders.any():
+            meant[self._wanders] = self._env.optimal_action(self._aim)[self._wanders]
+        decision = self._noise(meant, self._epsilon, self._streams, action_mask)
         if decision.behaviour_log_prob is None:
             return decision
         lanes, options = np.arange(self._env.num_envs), self._options
         mean = options.wander / 2 + (1 - options.wander / 2) * (options.low + options.high) / 2
         actions = num_actions(self._env, "noise on an optimal policy")
         noise = noise_probs(len(lanes), actions, action_mask, options.twice)[lanes, decision.action]
-        best = decision.action == self._env.optimal_action()
-        return decision._replace(behaviour_log_prob=np.log(mean * noise + (1 - mean) * best).astype(np.float32))
+        probability = mean * noise + (1 - mean) * (decision.action == best)
+        return decision._replace(behaviour_log_prob=np.log(probability).astype(np.float32))
 
     def observe(self, step: Step) -> None:
         self._wander_on -= 1

@@ -281,8 +281,8 @@ class ObjectiveConfig:
     most_weight: float = 20.0
     """ICEE: greatest of these weights, which reach 1 / (probability x actions)."""
     improving_weight: float = 1.0
-    """ICEE: how many times as much the actions of an episode count that earns more than all before it in the window. Few steps explore and find something; most show how to
-    earn again what was earned, or nothing."""
+    """ICEE: how many times as much the actions of an episode count that earns more than all before it in the window, and than `model.return_low`. Few steps explore and find
+    something; most show how to earn again what was earned, or nothing."""
     estimate_behaviour: bool = False
     """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""
     told_by: float = 0.0
@@ -389,10 +389,10 @@ class EvaluateConfig:
     temperature: float = 1.0
     """Sample actions with probabilities to the power 1 / temperature; the same for the agent and RL². Below 1, less of the noise is imitated that sources
     had and meant nothing by."""
-    tilt: float = 5.0
+    tilt: float = 3.0
     """ICEE: the return to go for is drawn with probabilities q(c) ((c - c_min) / (c_max - c_min))^tilt, q being what the policy predicts."""
-    search_tilt: float = 1.0
-    """The same until a step of the lane's life has paid more than 0. While nothing was found, a high tilt brings out what the prediction is wrong about."""
+    search_tilt: float | None = None
+    """The same until a step of the lane's life has paid more than 0; None: `tilt`. While nothing was found, a high tilt brings out what the prediction is wrong about."""
     plan_hazard: float = 0.1
     """Policies that follow plans (`model.plans`): probability at each step that another one begins; one always does where an episode begins."""
     plan_doubt: float = 0.02

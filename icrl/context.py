@@ -105,15 +105,25 @@ class Context:
         return arrays
 
     def restore(self, arrays: Mapping[str, Array], space: gym.Space) -> None:
-        """Take over a state; ``space`` is that of observations. KeyError where something is missing."""
+        """Take over a state; ``space`` is that of observations. KeyError or ValueError where something is missing or of another shape."""
+        lanes = len(self.lengths)
         for name in _STATE:
             setattr(self, name, arrays[name])
+        if any(getattr(self, name).shape != (lanes,) for name in _STATE):
+            raise ValueError(f"not of {lanes} lanes")
+        if not ((self.lengths >= 0) & (self.lengths <= self.window)).all():
+            raise ValueError(f"lengths outside a window of {self.window}")
         self.columns = {}
         if "columns/reward" in arrays:
             for name in ("observation", "next_observation"):
                 self.columns[name] = unflatten(space, name, lambda key: arrays[f"columns/{key}"])
             for name in ("action", "reward", "ended", "episode_step", "episode_return", "paid", "begins"):
                 self.columns[name] = arrays[f"columns/{name}"]
+        elif self.lengths.any():
+            raise ValueError("no columns")
+        for name, column in self.columns.items():
+            if any(part.shape[:2] != (lanes, self.window) for part in flatten(name, column).values()):
+                raise ValueError(f"{name} of another shape")
 
     def episodes(self, lanes: Array, length: int) -> Array:
         """(n, length + 1) number of the episode, within the window, at every transition and behind the last."""

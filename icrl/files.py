@@ -24,7 +24,7 @@ DAMAGED_NPZ = (
     IndexError,
     EOFError,
     AttributeError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,

@@ -347,13 +347,13 @@ class InContextAgent:
             raise UserError(
                 f"the context was saved by an agent for {saved['made_for']}, this one is for {self._made_for()}: load the run that saved it"
             )
-        space = self.policy.spec.observation_space
+        space, counters, fixed = self.policy.spec.observation_space, saved["counters"], bool(saved["fixed"])
         context = Context(len(saved["lengths"]), self.policy.config.window)
         context.restore(saved, space)
         self.reset(len(context.lengths))
         self.context = context
-        self.streams.counters[:] = saved["counters"]
-        self._fixed = bool(saved["fixed"])
+        self.streams.counters[:] = counters
+        self._fixed = fixed
         if self.plans is not None:
             self.plans.age[:], self.plans.begins[:] = saved["plan_age"], saved["plan_begins"]
         if self.recall is not None:
@@ -540,7 +540,8 @@ class InContextAgent:
         total = self.context.episode_return[:, None] + values
         improves = improving(total, self.context.best()[:, None], config.cross_episode)
         share = (values - config.return_low) / (config.return_high - config.return_low)
-        tilt = np.where(self.context.paid, self.rule.tilt, self.rule.search_tilt)[:, None]
+        search_tilt = self.rule.tilt if self.rule.search_tilt is None else self.rule.search_tilt
+        tilt = np.where(self.context.paid, self.rule.tilt, search_tilt)[:, None]
         probs = torch.softmax(logits.double(), -1).cpu().numpy() * share**tilt
         if config.cross_episode != "off":
             probs = np.where((probs * improves).sum(1, keepdims=True) > 0, probs * improves, probs)

@@ -82,10 +82,10 @@ class ActionRule:
     """Sample with probabilities to the power 1 / temperature, renormalised. Raises UserError unless positive."""
     plans: PlanRule = PlanRule()
     """When a policy that follows plans begins another."""
-    tilt: float = 5.0
+    tilt: float = 3.0
     """How far a policy that predicts returns goes for high ones: their probabilities are multiplied by ((c - c_min) / (c_max - c_min))^tilt."""
-    search_tilt: float = 1.0
-    """The same until a step of the lane's life has paid more than 0: while nothing was found, a high tilt brings out what the prediction is wrong about."""
+    search_tilt: float | None = None
+    """The same until a step of the lane's life has paid more than 0; None: ``tilt``."""
 
     def __post_init__(self):
         if not 0 < self.temperature < float("inf"):
@@ -93,7 +93,7 @@ class ActionRule:
                 f"temperature {self.temperature}: expected more than 0 (greedy takes the most probable action)"
             )
         for name, tilt in (("tilt", self.tilt), ("search_tilt", self.search_tilt)):
-            if not 0 <= tilt < float("inf"):
+            if tilt is not None and not 0 <= tilt < float("inf"):
                 raise UserError(f"{name} {tilt}: expected at least 0, which leaves returns as they are predicted")
 
     def __str__(self) -> str:
@@ -109,7 +109,8 @@ class ActionRule:
             told += f", new plan with probability {rule.hazard:g} or below doubt {rule.doubt:g}"
             told += f" or after {rule.length} steps" if rule.length else ""
         if predicts_returns:
-            told += f", returns tilted by {self.tilt:g}, before the first reward by {self.search_tilt:g}"
+            told += f", returns tilted by {self.tilt:g}"
+            told += "" if self.search_tilt is None else f", before the first reward by {self.search_tilt:g}"
         return told
 
 

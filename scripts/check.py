@@ -297,8 +297,9 @@ def _acting(evaluation: EvaluateConfig, prefix: str) -> Iterator[str]:
         if not 0 <= getattr(evaluation, name) <= 1:
             yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected a probability, 0 to 1"
     for name in ("plan_length", "tilt", "search_tilt"):
-        if not 0 <= getattr(evaluation, name) < float("inf"):
-            yield f"{prefix}{name.replace('_', '-')} {getattr(evaluation, name)}: expected at least 0"
+        value = getattr(evaluation, name)
+        if value is not None and not 0 <= value < float("inf"):
+            yield f"{prefix}{name.replace('_', '-')} {value}: expected at least 0"
     if not 0 < evaluation.temperature < float("inf"):
         yield f"{prefix}temperature {evaluation.temperature}: expected a positive number (--greedy takes the most probable action)"
 

@@ -117,7 +117,7 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"9×9 {room}, 30 trials, ICEE (privileged data: noisy optimal episodes)",
+            f"9×9 {room}, 30 trials, ICEE (privileged data: noisy optimal episodes behind others that wander)",
             methods,
             "all",
             seeds=(0,),

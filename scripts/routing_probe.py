@@ -32,6 +32,8 @@ PLACES = ("goal", "door")
 LANES_AT_ONCE = 128
 IDLE = 0.02
 """Share of the choices below which an expert counts as idle."""
+PENALTY = 1e-4
+"""On the squared weights of the linear classifier: of 1e-2 to 1e-5 among the two best on validation tasks (families, mean over all that is read)."""
 SHOWN = 300
 """Lanes in the picture of what a policy knows."""
 
@@ -87,10 +89,12 @@ def _known(policy: Policy, family: Mixed, tasks: Tasks, episodes: int, rule: Act
         block.attention_norm.register_forward_hook(lambda module, given, out: entering.append(out))  # type: ignore[union-attr]
         for block in policy.transformer.blocks
     ]
-    with watched(policy) as seen:
-        step_window(policy, window)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with watched(policy) as seen:
+            step_window(policy, window)
+    finally:
+        for hook in hooks:
+            hook.remove()
     token = at * policy.config.tokens_per_step
     told = torch.as_tensor(token + 1, device=policy.device)[:, None]
     features = {
@@ -126,7 +130,7 @@ def _standard(x: Array, like: Array) -> Array:
     return np.concatenate([scaled, np.ones((len(x), 1))], 1)
 
 
-def _fit(x: Array, labels: Array, num_classes: int, decay: float = 1e-2) -> Array:
+def _fit(x: Array, labels: Array, num_classes: int) -> Array:
     """(D, C) weights of a softmax regression with a squared penalty."""
     inputs, target = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(labels)
     weights = torch.zeros(inputs.shape[1], num_classes, dtype=torch.float64, requires_grad=True)
@@ -134,7 +138,7 @@ def _fit(x: Array, labels: Array, num_classes: int, decay: float = 1e-2) -> Arra
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(inputs @ weights, target) + decay * weights.square().sum()
+        value = torch.nn.functional.cross_entropy(inputs @ weights, target) + PENALTY * weights.square().sum()
         value.backward()
         return value
 

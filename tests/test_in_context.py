@@ -10,6 +10,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from icrl.config import ModelConfig
 from icrl.data.sampling import Window, returns_around
+from icrl.files import read_arrays, write_arrays
 from icrl.in_context import InContextAgent
 from icrl.interfaces import PLAN_BEGINS, ActionRule, FamilySpec, PlanRule, Step, UserError
 from icrl.models.policy import make_policy
@@ -175,13 +176,27 @@ def test_the_return_gone_for_is_drawn_from_the_tilted_prediction():
     agent.reset(4000)
     logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
     for tilt, expected in ((0.0, [0.5, 0.4, 0.1]), (2.0, [0, 0.5, 0.5]), (1.0, [0, 2 / 3, 1 / 3])):
-        for paid in (False, True):  # before anything was found another tilt counts than afterwards
-            agent.rule = ActionRule(tilt=tilt if paid else 50.0, search_tilt=50.0 if paid else tilt)
-            agent.context.paid[:] = paid
-            drawn = agent._draw_return(logits)[0]
-            np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
+        agent.rule = ActionRule(tilt=tilt)
+        drawn = agent._draw_return(logits)[0]
+        np.testing.assert_allclose([(drawn == value).mean() for value in (-1, 0, 1)], expected, atol=0.03)
     hopeless = torch.tensor([0.0, -1e9, -1e9]).expand(4000, 3)
     assert (agent._draw_return(hopeless)[0] == -1).all()
+
+
+@torch.no_grad()
+def test_lanes_that_found_nothing_yet_have_a_tilt_of_their_own():
+    agent = make_agent(return_to_go="predicted", return_bins=3, return_high=2.0)
+    agent.rule = ActionRule(tilt=50.0, search_tilt=0.0)
+    agent.reset(4000)
+    script = Script(4000, 1)
+    script.reward[0] = np.arange(4000) % 2
+    agent.act(script.observation[0])
+    agent.observe(script.step(0, np.zeros(4000, int)))
+    drawn = agent._draw_return(torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3))[0]
+    assert (drawn[1::2] == 2).all()
+    np.testing.assert_allclose([(drawn[::2] == value).mean() for value in (0, 1, 2)], [0.5, 0.4, 0.1], atol=0.03)
+    agent.rule = ActionRule(tilt=50.0)
+    assert (agent._draw_return(torch.zeros(4000, 3))[0] == 2).all()
 
 
 @torch.no_grad()
@@ -194,7 +209,7 @@ def test_returns_gone_for_are_better_than_those_before_where_any_is_possible():
         script.reward[t] = earned
         agent.act(script.observation[t])
         agent.observe(script.step(t, np.zeros(4000, int)))
-    agent.rule = ActionRule(tilt=0.0, search_tilt=0.0)
+    agent.rule = ActionRule(tilt=0.0)
     logits = torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3)
 
     def shares():
@@ -538,6 +553,50 @@ def test_only_a_saved_context_of_the_same_kind_is_restored(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="is not a saved context"):
             agent.restore_context(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("counters"),
+        lambda arrays: arrays.pop("columns/action"),
+        lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith("columns/")],
+        lambda arrays: arrays.update({"columns/reward": arrays["columns/reward"][:2]}),
+        lambda arrays: arrays.update(lengths=arrays["lengths"] + 10**6),
+        lambda arrays: arrays.update(lengths=arrays["lengths"] - 10**6),
+        lambda arrays: arrays.update(paid=arrays["paid"][:2]),
+    ],
+)
+def test_a_damaged_context_is_one_line_and_leaves_the_agent_as_it_was(tmp_path, change):
+    saving, agent, file = make_agent(), make_agent(), tmp_path / "context.npz"
+    for one, lanes in ((saving, 3), (agent, 5)):
+        one.reset(lanes)
+        script = Script(lanes, 4)
+        for t in range(4):
+            one.observe(script.step(t, one.act(script.observation[t]).action))
+    saving.save_context(file)
+    arrays = read_arrays(file)
+    change(arrays)
+    write_arrays(file, arrays)
+    with pytest.raises(UserError, match="is not a saved context"):
+        agent.restore_context(file)
+    assert agent.num_lanes == 5 and agent.context.lengths.tolist() == [4] * 5
+
+
+def test_a_context_is_restored_into_an_agent_of_other_lanes_that_has_lived(tmp_path):
+    saving, agent, file = make_agent(), make_agent(), tmp_path / "context.npz"
+    scripts = {3: Script(3, 6), 5: Script(5, 6)}
+    for one, lanes in ((saving, 3), (agent, 5)):
+        one.reset(lanes)
+        for t in range(4):
+            one.observe(scripts[lanes].step(t, one.act(scripts[lanes].observation[t]).action))
+    saving.save_context(file)
+    agent.restore_context(file)
+    for t in (4, 5):
+        actions = [one.act(scripts[3].observation[t]).action for one in (saving, agent)]
+        np.testing.assert_array_equal(*actions)
+        for one in (saving, agent):
+            one.observe(scripts[3].step(t, actions[0]))
 
 
 @pytest.mark.parametrize("layout", ["step", "transition"])

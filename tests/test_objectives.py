@@ -529,6 +529,7 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
             "knows tasks as they are",
         ),
         ("dpt", {}, {"estimate_behaviour": True}, "are options of ICEE, not of DPT"),
+        ("ad", {}, {"improving_weight": 2.0}, "are options of ICEE, not of AD"),
     ],
 )
 def test_contradictions_are_refused(name, model, options, words):
@@ -666,20 +667,30 @@ def test_an_episode_improves_by_the_return_that_a_policy_can_go_for():
 
 def test_episodes_that_beat_all_before_them_count_more_where_so_asked():
     policy: Any = icee_policy()
-    window = encoded((LENGTH,))
-    reward = np.zeros((1, LENGTH), np.float32)
+    window = encoded((LENGTH, 10))
+    reward = np.zeros((2, LENGTH), np.float32)
     reward[0, [7, 9]] = 5, 2  # episodes of four steps: nothing, 5, 2
+    reward[1, 5] = 1  # nothing, 1, nothing, and padding
     earned, to_come = returns_around(reward, window.episode)
-    window = replace(window, reward=reward, episode_return=earned, return_to_go=to_come)
+    improbable = np.where(np.arange(LENGTH) % 2, np.log(1 / NUM / 3), np.log(1 / NUM)).astype(
+        np.float32
+    )  # weights 3 and 1
+    told = {"reward": reward, "episode_return": earned, "return_to_go": to_come}
+    window = replace(window, **told, behaviour_log_prob=np.tile(improbable, (2, 1)))
     read, outputs = policy.window_and_returns, []
     policy.window_and_returns = lambda *inputs: outputs.append(read(*inputs)) or outputs[-1]
-    plain, counted_more = (loss_of("icee", policy, window, improving_weight=weight) for weight in (1.0, 4.0))
-    with torch.no_grad():
-        losses = policy.head.loss(outputs[0][0], torch.as_tensor(window.action))[0]
-    for output, weights in ((plain, np.ones(LENGTH)), (counted_more, np.repeat([1.0, 4.0, 1.0], 4))):
-        expected = (losses * torch.as_tensor(weights)).sum() / weights.sum()
+    correct = np.tile([1.0, 3.0], LENGTH // 2)
+    for weight in (1.0, 4.0):
+        output = loss_of("icee", policy, window, corrected=True, improving_weight=weight)
+        with torch.no_grad():
+            losses = policy.head.loss(outputs[-1][0], torch.as_tensor(window.action))
+        emphasis = np.repeat([[1.0, weight, 1.0]] * 2, 4, 1)
+        emphasis /= emphasis[window.valid].mean()
+        expected = (losses * torch.as_tensor(emphasis * correct))[torch.as_tensor(window.valid)].mean()
         of_action = (output.loss - output.metrics["return_loss"]).double()
         torch.testing.assert_close(of_action, expected, rtol=1e-5, atol=1e-6)
+        kept = (emphasis * correct)[window.valid]
+        assert output.metrics["effective_sample"] == pytest.approx(kept.sum() ** 2 / (kept**2).sum() / len(kept))
 
 
 def test_which_episodes_improve():

@@ -27,6 +27,7 @@ def lived(source, family=FAMILY, lanes=200, steps=STEPS, **options):
         "reward": [t.step.reward for t in turns],
         "ended": [t.step.ended for t in turns],
         "action": [t.step.action for t in turns],
+        "target": [t.decision.target_action for t in turns],
         "observation": [t.step.observation for t in turns],
         "log_prob": [t.decision.behaviour_log_prob for t in turns],
         "plan": [t.decision.plan for t in turns],
@@ -103,6 +104,7 @@ def test_graded_histories_begin_with_episodes_that_wander_a_share_that_each_draw
     assert first.mean() == pytest.approx(8, abs=0.7) and first.std() == pytest.approx(16 / 12**0.5, abs=0.4)
     np.testing.assert_allclose(np.unique(np.exp(life["log_prob"]).round(4)), [0.08, 0.68], atol=1e-3)
     np.testing.assert_array_equal(np.exp(life["log_prob"]) > 0.5, best)
+    np.testing.assert_array_equal(life["action"], life["target"])  # what was meant, without noise
     places = life["observation"].reshape(20, 20, 2000, 2)
     late = (places[:, 10:] != places[:, 10:11]).any((1, 3))  # still on the way in the second half
     assert late[~aimed].mean() > 0.8 and not late[aimed].any()

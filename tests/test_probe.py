@@ -89,17 +89,20 @@ def test_mutual_information_of_equal_and_of_independent_labels():
 
 
 def test_what_is_read_is_what_a_router_would_be_asked_at_the_step_after_the_episodes():
-    recipe = tiny()
-    policy = make_policy(FAMILY.spec, recipe.model, 0).eval()
+    model = tiny().model
+    model = replace(model, mixture=replace(model.mixture, blocks=(0, 1)))
+    policy = make_policy(FAMILY.spec, model, 0).eval()
     tasks = lanes_of(FAMILY)
     known = known_of(policy, FAMILY, tasks, episodes=2, rule=ActionRule(), seed=0)
-    router: Any = policy.get_submodule("transformer.blocks.1.mlp.task_router")
-    with torch.no_grad():
-        routes = router(torch.as_tensor(known.features["summary, block 1"]))
-    np.testing.assert_allclose(routes.representation, known.features["router, block 1"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(routes.experts[:, 0], known.experts["router, block 1"])
-    assert set(known.features) == {"summary, block 0", "summary, block 1", "router, block 1"}
-    assert set(known.choices) == {"token experts, block 1", "task experts, block 1"}
+    for block in (0, 1):
+        router: Any = policy.get_submodule(f"transformer.blocks.{block}.mlp.task_router")
+        with torch.no_grad():
+            routes = router(torch.as_tensor(known.features[f"summary, block {block}"]))
+        read = known.features[f"router, block {block}"]
+        np.testing.assert_allclose(routes.representation, read, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(routes.experts[:, 0], known.experts[f"router, block {block}"])
+    assert len(known.features) == 4 and len(known.experts) == 2
+    assert set(known.choices) == {f"{kind} experts, block {block}" for kind in ("token", "task") for block in (0, 1)}
     for shares in known.choices.values():
         assert shares.sum() == pytest.approx(1)
 

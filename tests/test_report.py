@@ -305,6 +305,14 @@ def test_unfinished_or_damaged_run_is_refused(run, tmp_path, name, content, word
         build_report([broken], tmp_path / "report")
 
 
+def test_truncated_arrays_of_an_evaluation_are_refused(run, tmp_path):
+    broken = Path(shutil.copytree(run, tmp_path / "broken"))
+    arrays = broken / "evaluation-0.npz"
+    arrays.write_bytes(arrays.read_bytes()[:300])
+    with pytest.raises(UserError, match="cannot be read"):
+        build_report([broken], tmp_path / "report")
+
+
 def test_missing_run_and_repeated_run_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="icrl run RECIPE --out"):
         build_report([tmp_path / "nowhere"], tmp_path / "report")

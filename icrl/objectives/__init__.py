@@ -89,9 +89,9 @@ def _check_plans(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) 
 
 def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -> None:
     """What objective ``icee`` asks for."""
-    if config.name != "icee" and (config.estimate_behaviour or not config.corrected):
+    if config.name != "icee" and (config.estimate_behaviour or not config.corrected or config.improving_weight != 1):
         raise UserError(
-            f"objective.corrected and objective.estimate_behaviour are options of ICEE, not of {config.name.upper()}: set them to True and False"
+            f"objective.corrected, estimate_behaviour and improving_weight are options of ICEE, not of {config.name.upper()}: set them to True, False and 1"
         )
     if not 0 < config.improving_weight < math.inf:
         raise UserError(f"objective.improving_weight is {config.improving_weight}, expected a number above 0")

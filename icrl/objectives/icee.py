@@ -3,6 +3,7 @@
 Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good and bad ones. The action's loss is weighted by U(a) / pi(a | o), U being uniform
 and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
 reach 1 / (probability x actions); they are cut at ``objective.most_weight``, and what share of the sample is left effective is logged.
+Beyond the paper, episodes that beat all before them may count more (``objective.improving_weight``), and the share that is left says what both come to.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ class InContextExploration:
         assert policy.aim is not None
         bins = policy.aim.nearest(tensor(window.return_to_go, device))
         to_go = policy.aim.values().to(device)[bins]  # what the policy can go for
-        improves = tensor(_improves(window, to_go.cpu().numpy(), policy.config.cross_episode), device)
+        best = best_before(window.episode_return + window.return_to_go, window.episode_step)
+        would_bring = window.episode_return + to_go.cpu().numpy()
+        improves = tensor(improving(would_bring, best, policy.config.cross_episode), device)
         output, logits = policy.window_and_returns(*step_inputs(policy, window), to_go, improves)
-        weights = self._weights(policy, window)
-        emphasis = self._emphasis(policy, window)
+        weights = self._weights(policy, window) * self._emphasis(policy, window, best)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
-        result = masked_loss(policy, output, labels, counted, importance=tensor(weights * emphasis, device))
+        result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
         of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
         return_loss = (of_return * counted).sum() / counted.sum()
         kept = weights[window.valid]
@@ -62,18 +64,11 @@ class InContextExploration:
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
         return np.where(window.valid, weights, 0).astype(np.float32)
 
-    def _emphasis(self, policy: Policy, window: Window) -> Array:
-        """(B, T) float32, 1 on average: episodes that beat those before them, and the least return, count ``improving_weight`` times as much as others."""
-        total = window.episode_return + window.return_to_go
-        best = np.maximum(best_before(total, window.episode_step), policy.config.return_low)
-        emphasis = np.where(improving(total, best, "beats"), self.config.improving_weight, 1.0)
+    def _emphasis(self, policy: Policy, window: Window, best: Array) -> Array:
+        """(B, T) float32, 1 on average: episodes that earn more than the ``best`` (B, T) before them, and than the least return, count ``improving_weight`` times as much."""
+        total, to_beat = window.episode_return + window.return_to_go, np.maximum(best, policy.config.return_low)
+        emphasis = np.where(improving(total, to_beat, "beats"), self.config.improving_weight, 1.0)
         return (emphasis / emphasis[window.valid].mean()).astype(np.float32)
-
-
-def _improves(window: Window, to_go: Array, rule: str) -> Array:
-    """(B, T) bool whether each step's episode beats those before it if it brings ``to_go`` (B, T)."""
-    best = best_before(window.episode_return + window.return_to_go, window.episode_step)
-    return improving(window.episode_return + to_go, best, rule)
 
 
 def _log_uniform(policy: Policy) -> float:

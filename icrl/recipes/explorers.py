@@ -1,6 +1,6 @@
 """Other ways to explore the 10×10 rooms of the recipes ``quickstart`` and ``keydoor``, for one table of all explorers; and DPT in a MiniGrid room.
 
-AD learns from an optimal policy under falling noise (AD^eps), ICEE from one under noise that is drawn anew for each episode, DPT from optimal labels, with
+AD learns from an optimal policy under falling noise (AD^eps), ICEE as in ``icrl.recipes.icee``, DPT from optimal labels, with
 the model and the training of the recipes of whole plans.
 """
 
@@ -36,12 +36,12 @@ def explore_minigrid_dpt() -> Recipe:
 
 
 def explore_darkroom_icee() -> Recipe:
-    """ICEE in the 10×10 Dark Room, from noisy optimal episodes in no order (privileged data)."""
+    """ICEE in the 10×10 Dark Room, from episodes that wander and noisy optimal ones (privileged data)."""
     return _icee(explore_darkroom_icee, quickstart())
 
 
 def explore_keydoor_icee() -> Recipe:
-    """ICEE in the 10×10 Key-Door, from noisy optimal episodes in no order (privileged data)."""
+    """ICEE in the 10×10 Key-Door, from episodes that wander and noisy optimal ones (privileged data)."""
     return _icee(explore_keydoor_icee, keydoor())
 
 
@@ -69,7 +69,7 @@ def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
 
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
-    """The source of ``icrl.recipes.icee``, in histories as long as a window."""
+    """The source, the loss and the rule of ``icrl.recipes.icee``, in histories as long as a window."""
     source = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
     collect = CollectConfig((source,), num_histories=16_384, steps_per_history=300, shard_histories=512)
     model = replace(
@@ -79,8 +79,9 @@ def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
         return_high=100.0,
         cross_episode="equals",
     )
-    objective = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0)
-    return _in_room(function, replace(room, collect=collect, objective=objective), model)
+    objective = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0)
+    recipe = _in_room(function, replace(room, collect=collect, objective=objective), model)
+    return replace(recipe, evaluations=(replace(recipe.evaluations[0], tilt=5.0, search_tilt=1.0),))
 
 
 _MODEL = ModelConfig(window=300, width=64, num_layers=3, num_heads=4)

@@ -1,7 +1,7 @@
-"""ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from noisy episodes in no order, without any learner's histories.
+"""ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from episodes of mixed quality, without any learner's histories.
 
-Most variants read the same kind of histories: episodes that wander, then those of an optimal policy under noise that is drawn anew for each (privileged data); in ``biased``
-ones the noise prefers one direction; ``..._random`` ones read random behaviour alone.
+Most variants read the same kind of histories: episodes that wander to cells drawn from all (held-out goals among them, which never pay), then those of an optimal policy
+under noise that is drawn anew for each (privileged data); in ``biased`` ones the noise prefers one direction; ``..._random`` ones read random behaviour alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def icee_darkroom_sorted() -> Recipe:
     """Algorithm Distillation of the same optimal policy, its noise falling so that histories look like learning."""
     biased = _icee(icee_darkroom_sorted, _EASY, SourceConfig("annealed", {"twice": _LEFT, "fall": 1.0}))
     collect = replace(
-        biased.collect, num_histories=8_000, steps_per_history=2 * biased.model.window
+        biased.collect, num_histories=biased.collect.num_histories // 2, steps_per_history=2 * biased.model.window
     )  # so that windows start in the middle, too
     return replace(
         biased,
@@ -125,7 +125,11 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             validation_episodes=20,
             validation_lanes=160,
         ),
-        evaluations=(EvaluateConfig(episodes=30, lanes=160, baselines=("random", "optimal", "source")),),
+        evaluations=(
+            EvaluateConfig(
+                episodes=30, lanes=160, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
+            ),
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from icrl.config import Recipe
 from icrl.evaluation_json import FORMAT_VERSION, SCHEMA, Artefacts, load_artefacts
+from icrl.files import DAMAGED_NPZ
 from icrl.interfaces import UserError
 from icrl.monitor import read_metrics
 from icrl.probe_json import Probe, probe_from_json
@@ -103,7 +104,7 @@ def _evaluation(run: Path, index: int, record: Any) -> EvaluationInput:
         return EvaluationInput(record, None)
     try:
         return EvaluationInput(record, load_artefacts(arrays))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except DAMAGED_NPZ as error:
         raise UserError(f"{arrays} cannot be read ({error}): {again}") from None
 
 

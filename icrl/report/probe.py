@@ -112,9 +112,13 @@ def _embedding_picture(embedding: Embedding, name: str) -> Picture:
     for axes, title in ((left, "By family"), (right, "By the goal's quadrant")):
         dress(axes, title, first, second if axes is left else "")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=3)
-    of = f"the {embedding.features},"
+    of = (
+        f"what the {embedding.features}, makes of its summary"
+        if embedding.features.startswith("router")
+        else f"the {embedding.features},"
+    )
     caption = (
-        f"T{of[1:]} in {len(embedding.xy)} held-out lanes, in the plane of the first two principal components (share of the variance in "
+        f"{of[0].upper()}{of[1:]} in {len(embedding.xy)} held-out lanes, in the plane of the first two principal components (share of the variance in "
         "brackets). Clouds of one colour: the policy keeps families, or quadrants, apart."
     )
     counts = [f"{family} {(embedding.family == n).sum()}" for n, family in enumerate(embedding.families)]
