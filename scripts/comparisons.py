@@ -17,6 +17,8 @@ from envs.mixed import Mixed
 from icrl.interfaces import Array, UserError
 from icrl.metrics import LEVEL, Bootstrap, normalised_score
 from icrl.published import section
+from icrl.recipe_json import differing_fields
+from icrl.run_folder import FREE_FIELDS
 from scripts.cells import Cell, scores
 
 BRACKETS = "95 % over tasks (bootstrap), then over training seeds (Student's t)"
@@ -162,12 +164,14 @@ def compared_runs() -> list[str]:
 def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     """The table in Markdown of those methods of which there are runs; empty while there are none of the first.
 
-    Raises UserError where runs of one seed were trained on different data or played different tasks.
+    Raises UserError where runs of one seed were trained on different data or played different tasks, or those of one method by different recipes.
     """
     named = [comparison.runs_of(method) for method in comparison.methods]
     done = [{seed: cells[run] for seed, run in runs.items() if run in cells} for runs in named]
     if not done[0]:
         return ""
+    for runs in done:
+        _check_one_recipe(list(runs.values()))
     less = f"the first method less this, {COMPARED[comparison.compared]}, paired"
     shown = _shown(comparison)
     columns = (
@@ -182,6 +186,16 @@ def comparison_text(comparison: Comparison, cells: Mapping[str, Cell]) -> str:
     rows = [_row(*row, done[0], comparison) for row in zip(comparison.methods, done, strict=True) if row[1]]
     lines = [" | ".join(cells) for cells in (columns, ["---"] * len(columns), *rows)]
     return f"{comparison.title}; brackets: {BRACKETS}:\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _check_one_recipe(cells: Sequence[Cell]) -> None:
+    """UserError where training seeds of a method differ in more than their seed; an option that was not there yet when one of them ran does not count."""
+    for cell in cells[1:]:
+        for name, old, new in differing_fields(cells[0]["recipe"], cell["recipe"]):
+            if not name.startswith((*FREE_FIELDS, "seed")) and old is not None and new is not None:
+                raise UserError(
+                    f"the cells {cells[0]['name']} and {cell['name']} are of different recipes ({name} is {old} and {new}): run both again"
+                )
 
 
 def _shown(comparison: Comparison) -> tuple[str, ...]:

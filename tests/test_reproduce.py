@@ -24,7 +24,15 @@ def cell(*by_task: float, seconds: float = 60.0, data: str = "the data") -> dict
     """A run whose late episodes earned these numbers, one per task, all of them one less, and the last one more."""
     late = np.array([by_task])
     columns = {"all": (late - 1).tolist(), "late": late.tolist(), "last": (late + 1).tolist()}
-    return {"name": "a cell", "dataset_hash": data, "seconds": seconds, "evaluations": [{"scores": {"agent": columns}}]}
+    recipe = {"name": "radt", "seed": 0, "model": {"width": 32}}
+    evaluations = [{"scores": {"agent": columns}}]
+    return {
+        "name": "a cell",
+        "recipe": recipe,
+        "dataset_hash": data,
+        "seconds": seconds,
+        "evaluations": evaluations,
+    }
 
 
 def cells_of(text: str) -> list[list[str]]:
@@ -105,6 +113,15 @@ def test_a_table_shows_the_episodes_that_it_compares():
         "the first method less this, first ten trials, paired",
     ]
     assert ours[1].startswith("42.5 [") and theirs[1].startswith("36.2 [") and theirs[5].startswith("6.2 [")
+
+
+def test_training_seeds_of_one_method_are_of_one_recipe():
+    cells = {"radt": cell(80, 90), "radt@1": cell(84, 94)}
+    cells["radt@1"]["recipe"] = {"name": "radt@1", "seed": 1, "model": {"width": 32, "newer": 1}}
+    assert comparison_text(TWO, cells)
+    cells["radt@1"]["recipe"]["model"]["width"] = 64
+    with pytest.raises(UserError, match=r"different recipes \(model.width is 32 and 64\)"):
+        comparison_text(TWO, cells)
 
 
 def test_runs_on_different_data_are_not_compared():
