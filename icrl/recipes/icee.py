@@ -118,7 +118,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0),
         train=TrainConfig(
-            steps=4000,
+            steps=4000 if keydoor else 5000,
             batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
             validate_every=500,
@@ -127,7 +127,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         evaluations=(
             EvaluateConfig(
-                episodes=30, lanes=160, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
+                episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
             ),
         ),
     )
