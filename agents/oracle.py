@@ -74,7 +74,8 @@ class Graded:
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
     wander: float = 0.0
     """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, any of the family's, held-out ones among them
-    (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which episodes of an optimal policy hardly do."""
+    (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which
+    episodes of an optimal policy hardly do."""
 
     def __post_init__(self):
         check_probability("graded", low=self.low, high=self.high, wander=self.wander)
@@ -87,12 +88,11 @@ class Graded:
 
 class _Graded:
     def __init__(self, options: Graded, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int):
-        self._options, self._env, self._streams, self._num_steps = options, env, streams, num_steps
+        self._options, self._env, self._streams = options, env, streams
+        self._num_steps = num_steps  # of a history
         self._noise = noise_with_favourite(env, "noise on an optimal policy", options.twice)
         self._epsilon = np.zeros(env.num_envs)  # (B,) noise of the running episodes
-        self._wander_on = np.zeros(
-            env.num_envs
-        )  # (B,) steps of the history, from now on, in which episodes that begin wander
+        self._wander_on = np.zeros(env.num_envs)  # (B,) steps from now on in which episodes that begin wander
         self._wanders = np.zeros(env.num_envs, bool)  # (B,) whether the running episodes do
         self._aims = _misleading(family) if options.wander else env.tasks[:0]
         self._aim = env.tasks.copy()  # (B,) task that the lanes play for
