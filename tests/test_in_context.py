@@ -594,7 +594,7 @@ def test_a_context_is_restored_into_an_agent_of_other_lanes_that_has_lived(tmp_p
     agent.restore_context(file)
     for t in (4, 5):
         actions = [one.act(scripts[3].observation[t]).action for one in (saving, agent)]
-        np.testing.assert_array_equal(*actions)
+        np.testing.assert_array_equal(actions[0], actions[1])
         for one in (saving, agent):
             one.observe(scripts[3].step(t, actions[0]))
 
