@@ -41,9 +41,7 @@ SHOWN = 300
 class Known(NamedTuple):
     """What is read from a policy in L lanes."""
 
-    features: dict[
-        str, Array
-    ]  # (L, D) by name: ``summary, block 0`` of every block, and ``router, block 0`` of every task router
+    features: dict[str, Array]  # (L, D) by name, as ``summary, block 0`` or ``router, block 0``
     choices: dict[str, Array]  # (E,) share of its choices that each expert of a router got
     experts: dict[str, Array]  # (L,) each task router's first choice
 
