@@ -672,14 +672,12 @@ def test_episodes_that_beat_all_before_them_count_more_where_so_asked():
     reward[0, [7, 9]] = 5, 2  # episodes of four steps: nothing, 5, 2
     reward[1, 5] = 1  # nothing, 1, nothing, and padding
     earned, to_come = returns_around(reward, window.episode)
-    improbable = np.where(np.arange(LENGTH) % 2, np.log(1 / NUM / 3), np.log(1 / NUM)).astype(
-        np.float32
-    )  # weights 3 and 1
+    correct = np.tile([1.0, 3.0], LENGTH // 2)  # weights of so improbable actions
+    improbable = np.log(1 / NUM / correct).astype(np.float32)
     told = {"reward": reward, "episode_return": earned, "return_to_go": to_come}
     window = replace(window, **told, behaviour_log_prob=np.tile(improbable, (2, 1)))
     read, outputs = policy.window_and_returns, []
     policy.window_and_returns = lambda *inputs: outputs.append(read(*inputs)) or outputs[-1]
-    correct = np.tile([1.0, 3.0], LENGTH // 2)
     for weight in (1.0, 4.0):
         output = loss_of("icee", policy, window, corrected=True, improving_weight=weight)
         with torch.no_grad():

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from icrl.config import CollectConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, Recipe, SourceConfig
 from icrl.recipes.description import first_line
+from icrl.recipes.icee import EVALUATION, GRADED, OBJECTIVE
 from icrl.recipes.plans import keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import keydoor, quickstart
 
@@ -70,8 +71,7 @@ def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
     """The source, the loss and the rule of ``icrl.recipes.icee``, in histories as long as a window."""
-    source = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
-    collect = CollectConfig((source,), num_histories=16_384, steps_per_history=300, shard_histories=512)
+    collect = CollectConfig((GRADED,), num_histories=16_384, steps_per_history=300, shard_histories=512)
     model = replace(
         _MODEL,
         return_to_go="predicted",
@@ -79,9 +79,9 @@ def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
         return_high=100.0,
         cross_episode="equals",
     )
-    objective = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0)
-    recipe = _in_room(function, replace(room, collect=collect, objective=objective), model)
-    return replace(recipe, evaluations=(replace(recipe.evaluations[0], tilt=5.0, search_tilt=1.0),))
+    recipe = _in_room(function, replace(room, collect=collect, objective=OBJECTIVE), model)
+    tilts = {"tilt": EVALUATION.tilt, "search_tilt": EVALUATION.search_tilt}
+    return replace(recipe, evaluations=(replace(recipe.evaluations[0], **tilts),))
 
 
 _MODEL = ModelConfig(window=300, width=64, num_layers=3, num_heads=4)

@@ -23,8 +23,12 @@ from icrl.config import (
 from icrl.recipes.description import first_line
 
 _LEFT = 3
-_GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
-_BIASED = SourceConfig("graded", {"high": 0.5, "wander": 1.0, "twice": _LEFT})
+GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
+OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0)
+EVALUATION = EvaluateConfig(
+    episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
+)
+_BIASED = SourceConfig("graded", {**GRADED.options, "twice": _LEFT})
 _EASY = FamilyConfig("darkroom", {"width": 9, "height": 9, "horizon": 20, "start": "centre", "num_validation": 4})
 _ONCE = FamilyConfig("darkroom", {**_EASY.options, "reward": "once"})
 _KEYDOOR = FamilyConfig(
@@ -103,7 +107,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         description=first_line(function),
         family=family,
         collect=CollectConfig(
-            (source or _GRADED,), num_histories=64_000, steps_per_history=window, shard_histories=1000
+            (source or GRADED,), num_histories=64_000, steps_per_history=window, shard_histories=1000
         ),
         model=ModelConfig(
             window=window,
@@ -116,7 +120,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             cross_episode="equals",
             episode_return=keydoor,
         ),
-        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0),
+        objective=OBJECTIVE,
         train=TrainConfig(
             steps=4000 if keydoor else 5000,
             batch_size=16 if keydoor else 32,
@@ -125,11 +129,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             validation_episodes=20,
             validation_lanes=160,
         ),
-        evaluations=(
-            EvaluateConfig(
-                episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
-            ),
-        ),
+        evaluations=(EVALUATION,),
     )
 
 
