@@ -18,8 +18,8 @@ from icrl.seeding import LaneStreams, generator
 
 _NUM_MISLEADING = 4096
 """Tasks that may mislead."""
-_WANDERS_ON = 0.2
-"""Probability, at each step, that a wandering episode aims at another task."""
+_GIVES_UP = 0.1
+"""Probability, at each step, that a wandering episode aims at another task before its own would have paid."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Graded:
     twice: int = -1
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
     wander: float = 0.0
-    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, any of the family's, held-out ones among them
-    (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which
+    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, each until it would have paid or is given up, any of
+    the family's, held-out ones among them (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which
     episodes of an optimal policy hardly do."""
 
     def __post_init__(self):
@@ -96,6 +96,7 @@ class _Graded:
         self._wanders = np.zeros(env.num_envs, bool)  # (B,) whether the running episodes do
         self._aims = _misleading(family) if options.wander else env.tasks[:0]
         self._aim = env.tasks.copy()  # (B,) task that the lanes play for
+        self._arrived = np.zeros(env.num_envs, bool)  # (B,) whether it would have paid, had it been the true one
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         fresh = np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))]
@@ -120,6 +121,8 @@ class _Graded:
         if self._wanders.any():
             meant[self._wanders] = self._env.optimal_action(self._aim)[self._wanders]
         decision = self._noise(meant, self._epsilon, self._streams, action_mask)
+        if self._wanders.any():
+            self._arrived = (self._env.steps_to_reward(self._aim[:, None])[:, 0] <= 1) & (decision.action == meant)
         if decision.behaviour_log_prob is None:
             return decision
         lanes, options = np.arange(self._env.num_envs), self._options
@@ -136,7 +139,8 @@ class _Graded:
             self._draw(ended)
         wandering = np.flatnonzero(self._wanders)
         if wandering.size:
-            self._aim_elsewhere(wandering[self._streams.uniform(lanes=wandering) < _WANDERS_ON])
+            goes_on = self._arrived[wandering] | (self._streams.uniform(lanes=wandering) < _GIVES_UP)
+            self._aim_elsewhere(wandering[goes_on])
 
 
 @dataclass(frozen=True)

@@ -665,12 +665,19 @@ def test_an_episode_improves_by_the_return_that_a_policy_can_go_for():
     assert told[1][0].tolist() == [True] * 4 + [False] * 4 + [True] * 4
 
 
-def test_episodes_that_beat_all_before_them_count_more_where_so_asked():
-    policy: Any = icee_policy()
+@pytest.mark.parametrize(
+    "low, high, earns, gains",
+    [
+        (0.0, 40.0, [[0, 2, 5], [0, 1, 0]], [[0, 2 / 40, 3 / 40], [0, 1 / 40, 0]]),
+        (-40.0, 40.0, [[-8, 2, 5], [-8, 1, 0]], [[0, 2 / 40, 3 / 40], [0, 1 / 40, 0]]),  # from 0 on,
+        (-40.0, 0.0, [[-8, -3, -5], [-8, -9, 0]], [[0.8, 5 / 40, 0], [0.8, 0, 0.2]]),  # unless nothing is above it
+    ],
+)
+def test_episodes_count_by_how_much_they_beat_all_before_them_where_so_asked(low, high, earns, gains):
+    policy: Any = icee_policy(return_low=low, return_high=high)
     window = encoded((LENGTH, 10))
     reward = np.zeros((2, LENGTH), np.float32)
-    reward[0, [7, 9]] = 5, 2  # episodes of four steps: nothing, 5, 2
-    reward[1, 5] = 1  # nothing, 1, nothing, and padding
+    reward[:, [3, 7, 9]] = earns  # episodes of four steps, in the second window padding behind the tenth
     earned, to_come = returns_around(reward, window.episode)
     correct = np.tile([1.0, 3.0], LENGTH // 2)  # weights of so improbable actions
     improbable = np.log(1 / NUM / correct).astype(np.float32)
@@ -682,7 +689,7 @@ def test_episodes_that_beat_all_before_them_count_more_where_so_asked():
         output = loss_of("icee", policy, window, corrected=True, improving_weight=weight)
         with torch.no_grad():
             losses = policy.head.loss(outputs[-1][0], torch.as_tensor(window.action))
-        emphasis = np.repeat([[1.0, weight, 1.0]] * 2, 4, 1)
+        emphasis = np.repeat(1 + (weight - 1) * np.array(gains), 4, 1)
         emphasis /= emphasis[window.valid].mean()
         expected = (losses * torch.as_tensor(emphasis * correct))[torch.as_tensor(window.valid)].mean()
         of_action = (output.loss - output.metrics["return_loss"]).double()

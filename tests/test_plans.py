@@ -108,6 +108,9 @@ def test_graded_histories_begin_with_episodes_that_wander_a_share_that_each_draw
     places = life["observation"].reshape(20, 20, 2000, 2)
     late = (places[:, 10:] != places[:, 10:11]).any((1, 3))  # still on the way in the second half
     assert late[~aimed].mean() > 0.8 and not late[aimed].any()
+    stays = (places[:, 1:] == places[:, :-1]).all(-1)  # (episodes, steps, lives)
+    waits = (stays[:, 1:] & stays[:, :-1]).mean(1)
+    assert waits[~aimed].mean() < 0.02 < 0.5 < waits[aimed].mean()  # what has arrived goes on, and waits only at its own goal
 
 
 def test_annealed_noise_may_have_a_favourite_too():

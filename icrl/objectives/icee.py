@@ -3,7 +3,7 @@
 Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good and bad ones. The action's loss is weighted by U(a) / pi(a | o), U being uniform
 and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
 reach 1 / (probability x actions); they are cut at ``objective.most_weight``, and what share of the sample is left effective is logged.
-Beyond the paper, episodes that beat all before them may count more (``objective.improving_weight``), and the share that is left says what both come to.
+Beyond the paper, episodes may count the more, the more they beat all before them (``objective.improving_weight``); the share that is left says what both come to.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ class InContextExploration:
         return np.where(window.valid, weights, 0).astype(np.float32)
 
     def _emphasis(self, policy: Policy, window: Window, best: Array) -> Array:
-        """(B, T) float32, 1 on average: episodes that earn more than the ``best`` (B, T) before them, and than the least return, count ``improving_weight`` times as much."""
-        total, to_beat = window.episode_return + window.return_to_go, np.maximum(best, policy.config.return_low)
-        emphasis = np.where(improving(total, to_beat, "beats"), self.config.improving_weight, 1.0)
+        """(B, T) float32, 1 on average: an episode counts the more, the more it earns beyond the ``best`` (B, T) before it, and beyond 0 where returns may be positive."""
+        least, most = policy.config.return_low, policy.config.return_high
+        least = max(least, 0.0) if most > 0 else least
+        gain = (window.episode_return + window.return_to_go - np.maximum(best, least)) / (most - least)
+        emphasis = 1 + (self.config.improving_weight - 1) * np.maximum(gain, 0)
         return (emphasis / emphasis[window.valid].mean()).astype(np.float32)
 
 

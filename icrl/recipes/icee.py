@@ -24,7 +24,7 @@ from icrl.recipes.description import first_line
 
 _LEFT = 3
 GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
-OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0, improving_weight=20.0)
+OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, most_weight=1.0, improving_weight=40.0)
 EVALUATION = EvaluateConfig(
     episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
 )
@@ -122,7 +122,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         objective=OBJECTIVE,
         train=TrainConfig(
-            steps=4000 if keydoor else 5000,
+            steps=3000,
             batch_size=16 if keydoor else 32,
             learning_rate=2e-3,
             validate_every=500,
@@ -145,7 +145,7 @@ def icee_bo() -> Recipe:
         description=first_line(icee_bo),
         family=FamilyConfig("bayesian_optimisation"),
         collect=CollectConfig(
-            (SourceConfig("uniform"), SourceConfig("graded", {"low": 0.8})),
+            (SourceConfig("graded", {"low": 0.8}),),
             num_histories=32_768,
             steps_per_history=40,
             shard_histories=4096,
@@ -162,7 +162,7 @@ def icee_bo() -> Recipe:
             return_high=6.0,
             cross_episode="beats",
         ),
-        objective=ObjectiveConfig("icee", start_fraction=1.0, most_weight=10.0),
+        objective=ObjectiveConfig("icee", start_fraction=1.0, corrected=False, improving_weight=100.0),
         train=TrainConfig(
             steps=2000,
             batch_size=64,
