@@ -98,6 +98,16 @@ COMPARISONS = (
         ),
         seeds=(0,),
     ),
+    Comparison(
+        "10×10 Dark Room, 40 trials: posterior sampling by whole plans (privileged data: optimal actions as labels)",
+        (
+            Method("darkroom-plans", "plans given up are of drawn tasks"),
+            Method("darkroom-plans-biased", "three of ten are of the own task"),
+        ),
+        "first",
+        seeds=(0,),
+        own_data=True,
+    ),
     *(
         Comparison(
             f"{room}: posterior sampling by whole plans (privileged data: optimal actions as labels)",

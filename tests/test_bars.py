@@ -176,6 +176,16 @@ def test_icee_is_not_misled_by_a_source_that_prefers_one_direction():
     assert lower_end("icee-darkroom-biased", "icee-darkroom-sorted", "all") > 0
 
 
+def test_icee_searches_as_well_as_a_gaussian_process_and_much_faster():
+    """Simple regret is a share of each function's range."""
+    (record,), _ = finished("icee-bo")
+    agents = record["agents"]
+    assert record["num_tasks"] >= 12 and record["lanes"] >= 20 * record["num_tasks"] and record["episodes"] == 30
+    assert agents["gp_ei"]["search"]["agent_minus_this"]["over_tasks"][1] <= 0.05
+    assert agents["random"]["search"]["agent_minus_this"]["over_tasks"][1] < 0
+    assert agents["agent"]["steps_per_second"] >= 20 * agents["gp_ei"]["steps_per_second"]
+
+
 @pytest.mark.parametrize("room", ["large-darkroom", "large-keydoor"])
 def test_a_memory_helps_in_a_large_room(room):
     (_, minutes), _ = (finished(f"{room}-{kind}") for kind in ("memory", "window"))

@@ -59,7 +59,7 @@ from icrl.recipes.mixture import (
     t2mir_radt,
     t2mir_radt_dt,
 )
-from icrl.recipes.plans import darkroom_plans, keydoor_plans, minigrid_doors_plans
+from icrl.recipes.plans import darkroom_plans, darkroom_plans_biased, keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import darkroom_ad, darkroom_dpt, keydoor, quickstart, smoke
 from icrl.recipes.worlds import minigrid_doors, minigrid_empty, tabular
 from icrl.registry import import_named, nearest
@@ -69,6 +69,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "darkroom-dpt": darkroom_dpt,
     "darkroom-ad": darkroom_ad,
     "darkroom-plans": darkroom_plans,
+    "darkroom-plans-biased": darkroom_plans_biased,
     "keydoor-plans": keydoor_plans,
     "minigrid-doors-plans": minigrid_doors_plans,
     "bandit-dpt": bandit_dpt,

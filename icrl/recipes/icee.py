@@ -164,7 +164,7 @@ def icee_bo() -> Recipe:
         ),
         objective=ObjectiveConfig("icee", start_fraction=1.0, corrected=False, improving_weight=100.0),
         train=TrainConfig(
-            steps=2000,
+            steps=5000,
             batch_size=64,
             learning_rate=2e-3,
             validate_every=500,

@@ -32,6 +32,19 @@ def darkroom_plans() -> Recipe:
     return _by_plans(darkroom_plans, family, told_by=1.0, episodes=40, steps=3000)
 
 
+def darkroom_plans_biased() -> Recipe:
+    """The same, but three of ten plans that are given up are the own task's, unmarked: what must not be, as an ablation (privileged data)."""
+    recipe = darkroom_plans()
+    (source,) = recipe.collect.sources
+    biased = replace(source, options={**source.options, "biased": 0.3})
+    return replace(
+        recipe,
+        name="darkroom-plans-biased",
+        description=first_line(darkroom_plans_biased),
+        collect=replace(recipe.collect, sources=(biased,)),
+    )
+
+
 def keydoor_plans() -> Recipe:
     """History-conditioned DPT in the 10×10 Key-Door: whole plans to a key and a door, learned from optimal actions alone (privileged data)."""
     recipe = _by_plans(
