@@ -19,7 +19,7 @@ from icrl.seeding import LaneStreams, generator
 _NUM_MISLEADING = 4096
 """Tasks that may mislead."""
 _GIVES_UP = 0.1
-"""Probability, at each step, that a wandering episode aims at another task before its own would have paid."""
+"""Probability, at each step, that a wandering episode aims at another task before the one that it aims at would have paid."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Graded:
     twice: int = -1
     """Number of an action that the noise takes twice as often as each other one; below 0: none."""
     wander: float = 0.0
-    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, each until it would have paid or is given up, any of
-    the family's, held-out ones among them (which no lane plays, so that they never pay). Each history draws its own share uniformly below it. They show how to go on where many episodes have brought nothing, which
-    episodes of an optimal policy hardly do."""
+    """Upper bound on the share of a history, from its start, whose episodes wander: they aim at one drawn task after another, at each until it would have paid or, at random, before.
+    These are any of the family's tasks, held-out ones among them (which no lane plays, so that they never pay). Each history draws its own share uniformly below the bound. Such
+    episodes show how to go on where many have brought nothing, which those of an optimal policy hardly do. For families that can tell when a task would pay."""
 
     def __post_init__(self):
         check_probability("graded", low=self.low, high=self.high, wander=self.wander)
@@ -83,6 +83,10 @@ class Graded:
             raise UserError(f"graded's low is {self.low} and its high {self.high}: expected the lower one first")
 
     def make(self, family: Family, env: TaskVectorEnv, streams: LaneStreams, num_steps: int) -> Agent:
+        if self.wander and type(env).steps_to_reward is TaskVectorEnv.steps_to_reward:
+            raise UserError(
+                f"graded's wander is {self.wander}, but {family.spec.name} cannot tell when a task would pay: set it to 0"
+            )
         return _Graded(self, family, env, streams, num_steps)
 
 
@@ -96,7 +100,9 @@ class _Graded:
         self._wanders = np.zeros(env.num_envs, bool)  # (B,) whether the running episodes do
         self._aims = _misleading(family) if options.wander else env.tasks[:0]
         self._aim = env.tasks.copy()  # (B,) task that the lanes play for
-        self._arrived = np.zeros(env.num_envs, bool)  # (B,) whether it would have paid, had it been the true one
+        self._arrived = np.zeros(
+            env.num_envs, bool
+        )  # (B,) whether the step that was just taken would have paid in that task
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         fresh = np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))]
@@ -122,7 +128,8 @@ class _Graded:
             meant[self._wanders] = self._env.optimal_action(self._aim)[self._wanders]
         decision = self._noise(meant, self._epsilon, self._streams, action_mask)
         if self._wanders.any():
-            self._arrived = (self._env.steps_to_reward(self._aim[:, None])[:, 0] <= 1) & (decision.action == meant)
+            as_meant = (decision.action == meant).reshape(self._env.num_envs, -1).all(1)
+            self._arrived = (self._env.steps_to_reward(self._aim[:, None])[:, 0] <= 1) & as_meant
         if decision.behaviour_log_prob is None:
             return decision
         lanes, options = np.arange(self._env.num_envs), self._options
@@ -139,8 +146,8 @@ class _Graded:
             self._draw(ended)
         wandering = np.flatnonzero(self._wanders)
         if wandering.size:
-            goes_on = self._arrived[wandering] | (self._streams.uniform(lanes=wandering) < _GIVES_UP)
-            self._aim_elsewhere(wandering[goes_on])
+            turns = self._arrived[wandering] | (self._streams.uniform(lanes=wandering) < _GIVES_UP)
+            self._aim_elsewhere(wandering[turns])
 
 
 @dataclass(frozen=True)

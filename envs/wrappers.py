@@ -244,6 +244,10 @@ class AugmentedVectorEnv(LanesEnv):
             return self._outwards(self._env.optimal_action())
         return self._family.actions(tasks)[1](self._env.optimal_action(self._family.inner_tasks(tasks)))
 
+    def steps_to_reward(self, tasks: Tasks) -> Array:
+        """The inner family's: it takes as many steps under other names."""
+        return self._env.steps_to_reward(self._family.inner_tasks(tasks))
+
     def render(self) -> Any:
         """The inner family's frames."""
         return self._env.render()

@@ -282,8 +282,8 @@ class ObjectiveConfig:
     """ICEE: greatest of these weights, which reach 1 / (probability x actions)."""
     improving_weight: float = 1.0
     """ICEE: how many times as much the actions of an episode count that earns `model.return_high` where nothing before it in the window earned more than 0 (or than
-    `model.return_low`, if returns are above 0, or all below it); for a smaller gain proportionally less. Few steps explore and find something; most show how to earn again what was
-    earned, or nothing."""
+    `model.return_low`, where all returns are above 0 or none is); for a smaller gain proportionally less, below 0 not at all. Few steps explore and find something; most show how to
+    earn again what was earned, or nothing."""
     estimate_behaviour: bool = False
     """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""
     told_by: float = 0.0

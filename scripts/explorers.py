@@ -26,13 +26,14 @@ class Explorer:
 
 
 _DRAWS, _LABELS, _NOISY = "the prior, at deployment", "optimal actions as labels", "an optimal policy under noise"
+_WANDERING = f"{_NOISY}, behind episodes that wander"
 _BAYES = "a Bayes explorer, which knows the prior"
 ROOMS: Mapping[str, tuple[Explorer, ...]] = {
     "10×10 Dark Room": (
         Explorer("distilled Bayes explorer", "quickstart", _BAYES, 1),
         Explorer("history-conditioned DPT", "darkroom-plans", _LABELS),
         Explorer("DPT", "darkroom-dpt", f"{_LABELS}; posterior and optimal sources", 2),
-        Explorer("ICEE", "explore-darkroom-icee", _NOISY),
+        Explorer("ICEE", "explore-darkroom-icee", _WANDERING),
         Explorer("AD", "explore-darkroom-ad", _NOISY),
         Explorer("exact: nearest plausible goal", "quickstart", _DRAWS, 1, "nearest_plausible"),
         Explorer("exact: a sample held until refuted", "darkroom-plans", _DRAWS, 0, "sample_and_hold"),
@@ -42,7 +43,7 @@ ROOMS: Mapping[str, tuple[Explorer, ...]] = {
         Explorer("distilled Bayes explorer", "keydoor", _BAYES),
         Explorer("history-conditioned DPT", "keydoor-plans", _LABELS),
         Explorer("DPT", "explore-keydoor-dpt", f"{_LABELS}; posterior sources"),
-        Explorer("ICEE", "explore-keydoor-icee", _NOISY),
+        Explorer("ICEE", "explore-keydoor-icee", _WANDERING),
         Explorer("AD", "explore-keydoor-ad", _NOISY),
         Explorer("exact: nearest plausible key or door", "keydoor", _DRAWS, 0, "nearest_plausible"),
         Explorer("exact: a sample held until refuted", "keydoor", _DRAWS, 0, "sample_and_hold"),

@@ -67,6 +67,17 @@ def regret_and_ratio(record: Mapping[str, Any]) -> str:
     return f"{regret('agent')(record)}, ratio {mean(ratio, 3)}"
 
 
+def simple_regret(row: str) -> Callable[[Mapping[str, Any]], str]:
+    """What the best evaluation of a search leaves to be found, a share of the function's range."""
+    return lambda record: mean(record["agents"][row]["search"]["final_regret"], 3)
+
+
+def simple_regret_and_difference(record: Mapping[str, Any]) -> str:
+    """The agent's, and less that of the Gaussian process, paired."""
+    less_gp, less_random = (mean(record["agents"][row]["search"]["agent_minus_this"], 3) for row in ("gp_ei", "random"))
+    return f"{simple_regret('agent')(record)}; less the Gaussian process's {less_gp}, less that of random ones {less_random}"
+
+
 def distance(record: Mapping[str, Any]) -> str:
     """Total variation to the exact posterior, and between two orders of the same pulls."""
     found = record["posterior_distance"]
@@ -242,6 +253,16 @@ LINES = (
         "2-armed Bernoulli bandit, DPT (privileged data: optimal labels): total variation to the exact posterior",
         distance,
         lambda record: "0",
+        "",
+    ),
+    Line(
+        "icee-bo",
+        0,
+        "25 test functions, 1,024 candidates, ICEE on Gaussian-process draws (privileged data: one of ten evaluations is at the optimum): simple regret after 30 evaluations, a share of the function's range",
+        simple_regret_and_difference,
+        lambda record: (
+            f"none; Gaussian process and expected improvement, fitted anew at each step, {simple_regret('gp_ei')(record)}; random {simple_regret('random')(record)}"
+        ),
         "",
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,9 +109,27 @@ def test_graded_histories_begin_with_episodes_that_wander_a_share_that_each_draw
     places = life["observation"].reshape(20, 20, 2000, 2)
     late = (places[:, 10:] != places[:, 10:11]).any((1, 3))  # still on the way in the second half
     assert late[~aimed].mean() > 0.8 and not late[aimed].any()
-    stays = (places[:, 1:] == places[:, :-1]).all(-1)  # (episodes, steps, lives)
-    waits = (stays[:, 1:] & stays[:, :-1]).mean(1)
-    assert waits[~aimed].mean() < 0.02 < 0.5 < waits[aimed].mean()  # what has arrived goes on, and waits only at its own goal
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_what_wanders_turns_where_it_has_arrived_and_now_and_then_before(noise):
+    tasks = np.resize(FAMILY.split().train, 500)
+    env, streams = FAMILY.make_vec(tasks), LaneStreams(3, "source", lane_ids=len(tasks))
+    source: Any = make_source("graded", wander=1.0, low=noise, high=noise)
+    agent: Any = source.make(FAMILY, env, streams, 10**6)  # nearly all wander to the end
+    turned: dict[bool, list[bool]] = {True: [], False: []}
+    aim: Any = None
+    for turn in islice(rollout(agent, env, seed=0), 60):
+        if aim is not None:
+            under_way = ~turn.step.ended & (turn.step.observation != aim).any(1)
+            came = (turn.step.next_observation == aim).all(1)
+            changed = (agent._aim["goal"] != aim).any(1)
+            for arrived, lanes in turned.items():
+                lanes.extend(changed[under_way & (came == arrived)])
+        aim = agent._aim["goal"].copy()
+    other = 35 / 36  # what is drawn is another one
+    assert np.mean(turned[True]) == pytest.approx(other, abs=0.01)
+    assert np.mean(turned[False]) == pytest.approx(0.1 * other, abs=0.01)
 
 
 def test_annealed_noise_may_have_a_favourite_too():
@@ -131,3 +150,8 @@ def test_annealed_noise_may_have_a_favourite_too():
 def test_impossible_options_are_refused(source, options, message):
     with pytest.raises(UserError, match=message):
         lived(source, lanes=2, steps=2, **options)
+
+
+def test_wandering_is_refused_where_no_task_tells_when_it_would_pay():
+    with pytest.raises(UserError, match="wander is 0.5, but bernoulli_bandit cannot tell when .*: set it to 0"):
+        lived("graded", family=make_family("bernoulli_bandit"), lanes=2, steps=2, wander=0.5)

@@ -91,6 +91,9 @@ def test_observations_are_really_changed_and_actions_too():
     np.testing.assert_array_equal(
         renamed(family, tasks[::-1], others), inner.optimal_action(family.inner_tasks(tasks[::-1]))
     )
+    steps = env.steps_to_reward(tasks[:, None])
+    np.testing.assert_array_equal(steps, inner.steps_to_reward(family.inner_tasks(tasks[:, None])))
+    assert len(np.unique(steps)) > 2
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def _dpt(function: Callable[[], Recipe], plans: Recipe) -> Recipe:
 
 
 def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
-    """The source, the loss and the rule of ``icrl.recipes.icee``, in histories as long as a window."""
+    """The source, the loss and the rule of ``icrl.recipes.icee``, which were chosen in its 9×9 rooms, in histories as long as a window."""
     collect = CollectConfig((GRADED,), num_histories=16_384, steps_per_history=300, shard_histories=512)
     model = replace(
         _MODEL,

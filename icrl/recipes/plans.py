@@ -33,7 +33,7 @@ def darkroom_plans() -> Recipe:
 
 
 def darkroom_plans_biased() -> Recipe:
-    """The same, but three of ten plans that are given up are the own task's, unmarked: what must not be, as an ablation (privileged data)."""
+    """History-conditioned DPT as an ablation: three of ten plans that are given up are the own task's, which lets the policy trust its own (privileged data)."""
     recipe = darkroom_plans()
     (source,) = recipe.collect.sources
     biased = replace(source, options={**source.options, "biased": 0.3})
