@@ -100,9 +100,7 @@ class _Graded:
         self._wanders = np.zeros(env.num_envs, bool)  # (B,) whether the running episodes do
         self._aims = _misleading(family) if options.wander else env.tasks[:0]
         self._aim = env.tasks.copy()  # (B,) task that the lanes play for
-        self._arrived = np.zeros(
-            env.num_envs, bool
-        )  # (B,) whether the step that was just taken would have paid in that task
+        self._arrived = np.zeros(env.num_envs, bool)  # (B,) whether it would have paid for the last step
 
     def reset(self, lanes: int | Sequence[int] | Array) -> None:
         fresh = np.arange(len(self._epsilon))[lanes_of_reset(lanes, len(self._epsilon))]

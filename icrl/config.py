@@ -284,6 +284,9 @@ class ObjectiveConfig:
     """ICEE: how many times as much the actions of an episode count that earns `model.return_high` where nothing before it in the window earned more than 0 (or than
     `model.return_low`, where all returns are above 0 or none is); for a smaller gain proportionally less, below 0 not at all. Few steps explore and find something; most show how to
     earn again what was earned, or nothing."""
+    habits_alone: bool = False
+    """ICEE: weight by how probable an action is given the observation alone, as a small model says that is fitted to the histories. So the source's habits are corrected for, and what
+    it knew of the task is still learned. Otherwise what histories tell is used, which is with the task known."""
     estimate_behaviour: bool = False
     """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""
     told_by: float = 0.0

@@ -118,8 +118,9 @@ def _prepare(learner: Learner, store: HistoryStore, progress: bool) -> None:
     if not isinstance(objective, InContextExploration):
         return
     check_histories(store, recipe.objective, recipe.model)
-    if recipe.objective.estimate_behaviour:
-        behaviour = estimate_behaviour(store, recipe.seed, progress=progress)
+    if recipe.objective.estimate_behaviour or recipe.objective.habits_alone:
+        given_task = not recipe.objective.habits_alone
+        behaviour = estimate_behaviour(store, recipe.seed, given_task=given_task, progress=progress)
         learner.objective = replace(objective, behaviour=behaviour)
 
 

@@ -526,8 +526,21 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
             "icee",
             {"return_to_go": "predicted"},
             {"estimate_behaviour": True, "symmetries": True},
-            "knows tasks as they are",
+            "fitted to histories as they are",
         ),
+        (
+            "icee",
+            {"return_to_go": "predicted"},
+            {"habits_alone": True, "corrected": False},
+            "fitted to histories as they are",
+        ),
+        (
+            "icee",
+            {"return_to_go": "predicted"},
+            {"habits_alone": True, "estimate_behaviour": True},
+            "is given the task and habits_alone is not: set one",
+        ),
+        ("ad", {}, {"habits_alone": True}, "are options of ICEE, not of AD"),
         ("dpt", {}, {"estimate_behaviour": True}, "are options of ICEE, not of DPT"),
         ("ad", {}, {"improving_weight": 2.0}, "are options of ICEE, not of AD"),
     ],
@@ -735,18 +748,35 @@ def test_behaviour_is_estimated_where_histories_do_not_tell_it(tmp_path):
     window = WindowSampler(store, 32, seed=1).batch(0, 64)
     told = window.behaviour_log_prob
     assert told is not None
-    model = estimate_behaviour(store, 0, progress=False)
+    model = estimate_behaviour(store, 0, given_task=True, progress=False)
     untold = replace(window, behaviour_log_prob=None)
-    error = np.abs(np.exp(model.complete(untold)) - np.exp(told))[window.valid]
+    error = np.abs(np.exp(model.log_probs(untold)) - np.exp(told))[window.valid]
     assert error.mean() < 0.08 and np.unique(np.exp(told[window.valid]).round(4)).size == 4
     half = replace(window, behaviour_log_prob=np.where(np.arange(32) % 2, told, np.nan))
-    np.testing.assert_array_equal(model.complete(half)[:, 1::2], told[:, 1::2])
+    np.testing.assert_array_equal(model.log_probs(half)[:, 1::2], told[:, 1::2])
     policy = make_policy(store.spec, ModelConfig(window=32, width=16, num_layers=1, num_heads=2, **MODELS["icee"]), 0)
     losses = []
     for behaviour, seen in ((None, window), (model, untold)):
         objective = InContextExploration(ObjectiveConfig("icee"), behaviour)
         losses.append(objective.loss(policy, seen, rng=np.random.default_rng(0), train=True).loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_habits_are_what_the_source_does_whatever_the_task(tmp_path):
+    """Half of the actions are noise that prefers one of five, the others lead to goals all over the room; what histories tell is not asked."""
+    source = SourceConfig("graded", {"low": 0.5, "high": 0.5, "twice": 3})
+    recipe = replace(smoke(), collect=CollectConfig((source,), num_histories=200, steps_per_history=150))
+    store = collect(recipe, tmp_path / "data", progress=False)
+    window = WindowSampler(store, 32, seed=1).batch(0, 256)
+    habits = np.exp(estimate_behaviour(store, 0, given_task=False, progress=False).log_probs(window))
+    places = np.asarray(window.observation) @ [100, 1]
+    for place in np.unique(places[window.valid]):
+        here = window.valid & (places == place)
+        for action in range(5):
+            taken = here & (window.action == action)
+            if here.sum() >= 300 and taken.any():
+                assert habits[taken].mean() == pytest.approx(taken.sum() / here.sum(), abs=0.12)
+                assert np.ptp(habits[taken]) < 1e-5  # of whatever task
 
 
 def test_a_share_of_dts_training_windows_has_its_steps_apart_and_no_other_window():

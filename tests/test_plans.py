@@ -153,5 +153,5 @@ def test_impossible_options_are_refused(source, options, message):
 
 
 def test_wandering_is_refused_where_no_task_tells_when_it_would_pay():
-    with pytest.raises(UserError, match="wander is 0.5, but bernoulli_bandit cannot tell when .*: set it to 0"):
+    with pytest.raises(UserError, match=r"wander is 0\.5, but bernoulli_bandit cannot tell when .*: set it to 0"):
         lived("graded", family=make_family("bernoulli_bandit"), lanes=2, steps=2, wander=0.5)

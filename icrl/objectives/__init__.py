@@ -89,9 +89,15 @@ def _check_plans(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) 
 
 def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -> None:
     """What objective ``icee`` asks for."""
-    if config.name != "icee" and (config.estimate_behaviour or not config.corrected or config.improving_weight != 1):
+    estimated = config.estimate_behaviour or config.habits_alone
+    if config.name != "icee" and (estimated or not config.corrected or config.improving_weight != 1):
         raise UserError(
-            f"objective.corrected, estimate_behaviour and improving_weight are options of ICEE, not of {config.name.upper()}: set them to True, False and 1"
+            "objective.corrected, estimate_behaviour, habits_alone and improving_weight are options of ICEE, "
+            f"not of {config.name.upper()}: set them to True, False, False and 1"
+        )
+    if config.estimate_behaviour and config.habits_alone:
+        raise UserError(
+            "objective.estimate_behaviour is given the task and habits_alone is not: set one of them to False"
         )
     if not 0 < config.improving_weight < math.inf:
         raise UserError(f"objective.improving_weight is {config.improving_weight}, expected a number above 0")
@@ -106,9 +112,10 @@ def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and ICEE learns across episodes: set it to "
             f"at least {2 * spec.horizon}"
         )
-    if config.estimate_behaviour and (config.symmetries or not config.corrected):
+    if estimated and (config.symmetries or not config.corrected):
         raise UserError(
-            "objective.estimate_behaviour knows tasks as they are, and serves objective.corrected: set it to False, or symmetries to False and corrected to True"
+            "objective.estimate_behaviour and habits_alone are fitted to histories as they are, and serve objective.corrected: set them to False, or symmetries to "
+            "False and corrected to True"
         )
     box = spec.action_space
     if config.name == "icee" and config.corrected and isinstance(box, gym.spaces.Box) and not box.is_bounded():

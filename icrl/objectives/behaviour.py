@@ -1,4 +1,4 @@
-"""How probable a source's actions were, where its histories do not tell: a small network of observation and task, fitted to what was done.
+"""How probable a source's actions were, by a small network that is fitted to what was done: given observation and task, where histories do not tell; or given the observation alone.
 
 It stands for all of a history's noise together, the changes of it included, which is what an importance weight may be made of.
 """
@@ -23,25 +23,27 @@ WIDTH, STEPS, WINDOWS, LENGTH = 64, 400, 64, 32
 
 
 class Behaviour(nn.Module):
-    """Log-probabilities (or log-densities) of actions, given observation and task."""
+    """Log-probabilities (or log-densities) of actions, given the observation, and the task unless ``num_tasks`` is 0."""
 
     def __init__(self, spec: FamilySpec, num_tasks: int):
         super().__init__()
-        self.observation, self.task = make_encoder(WIDTH, spec.observation_space), nn.Embedding(num_tasks, WIDTH)
+        self.observation = make_encoder(WIDTH, spec.observation_space)
+        self.task = nn.Embedding(num_tasks, WIDTH) if num_tasks else None
         self.network = nn.Sequential(nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU())
         self.head = make_head(WIDTH, spec.action_space)
 
     def forward(self, observation: Observation, task: Tensor, action: Tensor) -> Tensor:
         """Observations (B, T, ...), tasks (B,), actions (B, T, ...) -> (B, T)."""
-        hidden = self.network(self.observation(observation) + self.task(task)[:, None])
+        seen = self.observation(observation)
+        hidden = self.network(seen if self.task is None else seen + self.task(task)[:, None])
         return -self.head.loss(self.head(hidden), action)
 
     @torch.no_grad()
-    def complete(self, window: Window) -> Array:
-        """(B, T) float32 log-probabilities: those that the histories tell, and where they do not its own."""
+    def log_probs(self, window: Window) -> Array:
+        """(B, T) float32: its own, but where it is given the task those that the histories tell, if they do."""
         own = self(*_inputs(window)).numpy()
-        known = window.behaviour_log_prob
-        return own if known is None else np.where(np.isnan(known), own, known)
+        told = window.behaviour_log_prob
+        return own if told is None or self.task is None else np.where(np.isnan(told), own, told)
 
 
 def _inputs(window: Window) -> tuple[Any, Tensor, Tensor]:
@@ -50,11 +52,11 @@ def _inputs(window: Window) -> tuple[Any, Tensor, Tensor]:
     return to_tensors(window.observation, device), tasks, torch.as_tensor(np.ascontiguousarray(window.action))
 
 
-def estimate_behaviour(store: HistoryStore, seed: int, *, progress: bool = True) -> Behaviour:
+def estimate_behaviour(store: HistoryStore, seed: int, *, given_task: bool, progress: bool = True) -> Behaviour:
     """Fit one to a store's histories: a function of these and the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "behaviour"))
-        model = Behaviour(store.spec, len(store.split.train))
+        model = Behaviour(store.spec, len(store.split.train) if given_task else 0)
     sampler = WindowSampler(
         store, LENGTH, start_fraction=0.0, anywhere=True, seed=derive_seed(seed, "behaviour windows")
     )

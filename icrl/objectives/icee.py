@@ -30,7 +30,7 @@ class InContextExploration:
 
     config: ObjectiveConfig
     behaviour: Behaviour | None = None
-    """Says how probable actions were where histories do not."""
+    """Says how probable actions were, if that is not what histories tell."""
 
     def loss(self, policy: Policy, window: Window, *, rng: np.random.Generator, train: bool) -> LossOutput:
         device = policy.device
@@ -58,7 +58,7 @@ class InContextExploration:
         """(B, T) float32 what each action's loss counts."""
         if not self.config.corrected:
             return np.ones(window.valid.shape, np.float32)
-        log_probs = window.behaviour_log_prob if self.behaviour is None else self.behaviour.complete(window)
+        log_probs = window.behaviour_log_prob if self.behaviour is None else self.behaviour.log_probs(window)
         check_log_probs(None if log_probs is None else log_probs[window.valid], estimated=self.behaviour is not None)
         assert log_probs is not None
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
@@ -90,15 +90,16 @@ def check_histories(store: HistoryStore, config: ObjectiveConfig, model: ModelCo
         lived = np.concatenate([[0.0], np.cumsum(history.reward, dtype=np.float64)])
         check_returns(lived[end] - lived[:-1], model)
         if config.corrected:
-            check_log_probs(history.behaviour_log_prob, estimated=config.estimate_behaviour)
+            estimated = config.estimate_behaviour or config.habits_alone
+            check_log_probs(history.behaviour_log_prob, estimated=estimated)
 
 
 def check_log_probs(log_probs: Array | None, *, estimated: bool) -> None:
     """Raise UserError for actions whose log-probability (n,) is not known, where it is not ``estimated``, or that were impossible."""
     if not estimated and (log_probs is None or np.isnan(log_probs).any()):
         raise UserError(
-            "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour to True, "
-            "or objective.corrected to False"
+            "ICEE weights actions by how probable their source made them, which these histories do not tell: set objective.estimate_behaviour or "
+            "habits_alone to True, or objective.corrected to False"
         )
     if log_probs is not None and np.isneginf(log_probs).any():
         raise UserError(

@@ -24,7 +24,7 @@ from icrl.recipes.description import first_line
 
 _LEFT = 3
 GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
-OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, most_weight=1.0, improving_weight=40.0)
+OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, habits_alone=True, most_weight=2.0, improving_weight=40.0)
 EVALUATION = EvaluateConfig(
     episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
 )
@@ -49,13 +49,13 @@ def icee_darkroom_once() -> Recipe:
 
 def icee_darkroom_biased() -> Recipe:
     """ICEE in the 9×9 Dark Room on episodes whose noise prefers one direction."""
-    return _on_biased_episodes(icee_darkroom_biased)
+    return _icee(icee_darkroom_biased, _EASY, _BIASED)
 
 
 def icee_darkroom_uncorrected() -> Recipe:
     """The same without the correction for what the source preferred."""
-    biased = _on_biased_episodes(icee_darkroom_uncorrected)
-    return replace(biased, objective=replace(biased.objective, corrected=False))
+    biased = _icee(icee_darkroom_uncorrected, _EASY, _BIASED)
+    return replace(biased, objective=replace(biased.objective, habits_alone=False, corrected=False))
 
 
 def icee_darkroom_sorted() -> Recipe:
@@ -131,12 +131,6 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
         ),
         evaluations=(EVALUATION,),
     )
-
-
-def _on_biased_episodes(function: Callable[[], Recipe]) -> Recipe:
-    """No weight is cut, or they would not tell the preferred direction from the others."""
-    biased = _icee(function, _EASY, _BIASED)
-    return replace(biased, objective=replace(biased.objective, most_weight=2.0))
 
 
 def _without_bit(recipe: Recipe) -> Recipe:
