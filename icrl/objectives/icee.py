@@ -3,7 +3,8 @@
 Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good and bad ones. The action's loss is weighted by U(a) / pi(a | o), U being uniform
 and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
 reach 1 / (probability x actions); they are cut at ``objective.most_weight``, and what share of the sample is left effective is logged.
-Beyond the paper, episodes may count the more, the more they beat all before them (``objective.improving_weight``); the share that is left says what both come to.
+Beyond the paper, pi may be given the observation alone (``objective.habits_alone``): a weight then takes away what the source liked in a place, and leaves what it knew of the task;
+and episodes may count the more, the more they beat all before them (``objective.improving_weight``); the share that is left says what both come to.
 """
 
 from __future__ import annotations

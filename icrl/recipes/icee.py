@@ -1,7 +1,8 @@
 """ICEE (Dai et al. 2024) in 9×9 rooms: explore and exploit from episodes of mixed quality, without any learner's histories.
 
 Most variants read the same kind of histories: episodes that wander to cells drawn from all (held-out goals among them, which never pay), then those of an optimal policy
-under noise that is drawn anew for each (privileged data); in ``biased`` ones the noise prefers one direction; ``..._random`` ones read random behaviour alone.
+under noise that is drawn anew for each (privileged data); in ``biased`` ones the noise prefers one direction; ``..._random`` ones read random behaviour alone. The loss corrects
+for the source's habits, not for what it knew of the task.
 """
 
 from __future__ import annotations
