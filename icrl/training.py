@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -31,7 +31,7 @@ from icrl.data.store import HistoryStore
 from icrl.data.symmetry import symmetries_of
 from icrl.evaluation import run_episodes
 from icrl.in_context import InContextAgent
-from icrl.interfaces import Array, Family, Split, UserError
+from icrl.interfaces import Array, Family, Split, Symmetry, UserError
 from icrl.memory.encoders import Encoder, make_encoder
 from icrl.memory.training import make_history_memory
 from icrl.monitor import FileMonitor, Monitor, NullMonitor
@@ -98,7 +98,7 @@ def train(
         with run_folder.locked(run):
             done = _restore(run, learner, store.dataset_hash)
             if done.step < recipe.train.steps:
-                _prepare(learner, store, progress)
+                _prepare(learner, store, family, progress)
                 _record_start(run, recipe, store, device)
                 monitor = (
                     FileMonitor(run, done.step, recipe_to_json(recipe), learner.device) if monitored else NullMonitor()
@@ -112,7 +112,7 @@ def train(
     return best
 
 
-def _prepare(learner: Learner, store: HistoryStore, progress: bool) -> None:
+def _prepare(learner: Learner, store: HistoryStore, family: Family, progress: bool) -> None:
     """What ICEE needs of a store's histories before it trains. Raises UserError for histories that it cannot learn from."""
     objective, recipe = learner.objective, learner.recipe
     if not isinstance(objective, InContextExploration):
@@ -120,7 +120,14 @@ def _prepare(learner: Learner, store: HistoryStore, progress: bool) -> None:
     check_histories(store, recipe.objective, recipe.model)
     if recipe.objective.estimate_behaviour or recipe.objective.habits_alone:
         given_task = not recipe.objective.habits_alone
-        behaviour = estimate_behaviour(store, recipe.seed, given_task=given_task, progress=progress)
+        behaviour = estimate_behaviour(
+            store,
+            recipe.seed,
+            given_task=given_task,
+            most=recipe.model.return_high,
+            symmetries=_symmetries(recipe, family),
+            progress=progress,
+        )
         learner.objective = replace(objective, behaviour=behaviour)
 
 
@@ -137,10 +144,14 @@ def make_sampler(
         anywhere=model.layout == "step" and not model.episodic and not model.keeps_episodes(store.spec.horizon),
         episodic=model.episodic,
         memory=None if encoder is None else make_history_memory(store, model, encoder, recipe.seed),
-        symmetries=symmetries_of(family) if family is not None and objective.symmetries else (),
+        symmetries=() if family is None else _symmetries(recipe, family),
         paired=makes_pairs(recipe),
         seed=recipe.seed,
     )
+
+
+def _symmetries(recipe: Recipe, family: Family) -> Sequence[Symmetry]:
+    return symmetries_of(family) if recipe.objective.symmetries else ()
 
 
 def makes_pairs(recipe: Recipe) -> bool:
@@ -335,7 +346,7 @@ class _StopRequest:
 @contextmanager
 def prefetched(sampler: WindowSampler, start: int, stop: int, batch_size: int) -> Iterator[Iterator[Window]]:
     """Windows of steps ``start`` to ``stop``, each drawn by one background thread while the step before it trains."""
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
 
         def windows() -> Iterator[Window]:
             future = executor.submit(sampler.batch, start, batch_size)

@@ -36,7 +36,7 @@ def searching(recipe: Recipe, folder: Path, repeats: int) -> list[Figure]:
     from icrl.memory.index import ExactIndex, FaissIndex
     from icrl.memory.training import LifeMemory
 
-    memory = MemoryConfig(k=1)
+    memory = recipe.model.memory
     config = dataclasses.replace(
         recipe.collect,
         num_histories=-(-KEYS * memory.chunk // STEPS_OF_KEYS),

@@ -19,7 +19,7 @@ from icrl.interfaces import FamilySpec, Step, UserError
 from icrl.memory.encoders import Past, Projection, keys_of, make_encoder
 from icrl.memory.index import nearest
 from icrl.memory.lanes import LaneMemory
-from icrl.memory.lives import Life, RunHashes
+from icrl.memory.lives import Lives, RunHashes
 from icrl.memory.selection import Candidates, select
 from icrl.memory.training import LifeMemory, TrajectoryMemory
 
@@ -338,7 +338,7 @@ def test_run_hashes_tell_equal_runs_from_others_wherever_they_begin(tmp_path):
         for h in lives(num=3)
     ]
     store = store_of(tmp_path, histories)
-    hashes = RunHashes([Life(store, number) for number in range(3)])
+    hashes = RunHashes(Lives(store))
     steps = [np.column_stack([h.observation, h.action]) for h in histories]
     equal = 0
     for _ in range(3000):
@@ -514,10 +514,10 @@ def test_onward_counts_the_steps_of_the_cuts_own_episode_alone(tmp_path):
     history = replace(history, reward=np.repeat([1, 1, 0, 1, 1], CHUNK).astype(np.float32))
     memory = LaneMemory(1, replace(CONFIG, worth="onward"), ENCODER)
     live(memory, [history], 5 * CHUNK)
-    life, each = Life(store_of(tmp_path, [history]), 0), 2 * CHUNK  # what either episode earned
+    one, each = Lives(store_of(tmp_path, [history])), 2 * CHUNK  # what either episode earned
     remembered = memory.utility(np.zeros(1, int), memory.life[:, None])[0, 0, :4].tolist()
     assert remembered == [2 * each, each, 2 * each, 2 * each]  # of cuts after one to four segments
-    assert life.utility(CHUNK, 4, memory.life, "onward")[0].tolist() == remembered
+    assert one.utility(np.zeros(4, int), np.arange(4), CHUNK, memory.life, "onward").tolist() == remembered
 
 
 # encoders

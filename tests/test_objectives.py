@@ -15,6 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 from agents.collect import collect
+from envs.darkroom import DarkRoom
 from icrl.config import CollectConfig, MemoryConfig, MixtureConfig, ModelConfig, ObjectiveConfig, SourceConfig
 from icrl.data.sampling import Window, WindowSampler, best_before, improving, returns_around
 from icrl.interfaces import PLAN_BEGINS, PLAN_OF_TASK, FamilySpec, UserError, map_observation
@@ -526,13 +527,13 @@ def test_ad_neither_masks_nor_smooths_when_it_is_not_training():
             "icee",
             {"return_to_go": "predicted"},
             {"estimate_behaviour": True, "symmetries": True},
-            "fitted to histories as they are",
+            "is given tasks, which symmetries change",
         ),
         (
             "icee",
             {"return_to_go": "predicted"},
             {"habits_alone": True, "corrected": False},
-            "fitted to histories as they are",
+            "serve objective.corrected",
         ),
         (
             "icee",
@@ -646,6 +647,21 @@ def test_icee_weights_actions_by_how_improbable_the_source_made_them():
     torch.testing.assert_close(cut_off.loss - cut_off.metrics["return_loss"], (2 * actions[0] + actions[1]) / 2)
 
 
+@pytest.mark.parametrize("earned, most, learned", [(39.0, 40.0, True), (40.0, 40.0, False), (0.0, 0.0, True)])
+def test_icee_learns_no_action_of_an_episode_that_has_earned_all_it_can(earned, most, learned):
+    policy, window = icee_policy(return_low=-40.0, return_high=most), encoded((LENGTH,))
+    window = replace(window, episode_return=0 * window.episode_return, return_to_go=0 * window.return_to_go)
+    last = np.arange(LENGTH)[None] == LENGTH - 1  # no input of any step
+    window = replace(
+        window,
+        episode_return=np.where(last, np.float32(earned), window.episode_return),
+        return_to_go=np.where(last, np.float32(0), window.return_to_go),
+    )
+    other = replace(window, action=np.where(last, (window.action + 1) % NUM, window.action))
+    losses = [loss_of("icee", policy, one, improving_weight=3.0).loss.item() for one in (window, other)]
+    assert (losses[0] != losses[1]) is learned
+
+
 @pytest.mark.parametrize("told", ["return", "improves"])
 @torch.no_grad()
 def test_what_an_episode_brings_is_seen_by_no_prediction_and_by_the_action_of_its_step_alone(told):
@@ -748,7 +764,7 @@ def test_behaviour_is_estimated_where_histories_do_not_tell_it(tmp_path):
     window = WindowSampler(store, 32, seed=1).batch(0, 64)
     told = window.behaviour_log_prob
     assert told is not None
-    model = estimate_behaviour(store, 0, given_task=True, progress=False)
+    model = estimate_behaviour(store, 0, given_task=True, most=np.inf, progress=False)
     untold = replace(window, behaviour_log_prob=None)
     error = np.abs(np.exp(model.log_probs(untold)) - np.exp(told))[window.valid]
     assert error.mean() < 0.08 and np.unique(np.exp(told[window.valid]).round(4)).size == 4
@@ -768,7 +784,7 @@ def test_habits_are_what_the_source_does_whatever_the_task(tmp_path):
     recipe = replace(smoke(), collect=CollectConfig((source,), num_histories=200, steps_per_history=150))
     store = collect(recipe, tmp_path / "data", progress=False)
     window = WindowSampler(store, 32, seed=1).batch(0, 256)
-    habits = np.exp(estimate_behaviour(store, 0, given_task=False, progress=False).log_probs(window))
+    habits = np.exp(estimate_behaviour(store, 0, given_task=False, most=np.inf, progress=False).log_probs(window))
     places = np.asarray(window.observation) @ [100, 1]
     for place in np.unique(places[window.valid]):
         here = window.valid & (places == place)
@@ -777,6 +793,18 @@ def test_habits_are_what_the_source_does_whatever_the_task(tmp_path):
             if here.sum() >= 300 and taken.any():
                 assert habits[taken].mean() == pytest.approx(taken.sum() / here.sum(), abs=0.12)
                 assert np.ptp(habits[taken]) < 1e-5  # of whatever task
+
+
+def test_habits_in_mirrors_prefer_no_direction(tmp_path):
+    source = SourceConfig("graded", {"low": 0.5, "high": 0.5, "twice": 3})
+    recipe = replace(smoke(), collect=CollectConfig((source,), num_histories=100, steps_per_history=150))
+    store = collect(recipe, tmp_path / "data", progress=False)
+    everywhere = np.argwhere(np.ones((5, 5)))[None].astype(np.uint8)
+    window = replace(WindowSampler(store, 25, seed=1).batch(0, 1), observation=everywhere)
+    for images, apart in (((), True), (DarkRoom(width=5, height=5).images(), False)):
+        model = estimate_behaviour(store, 0, given_task=False, most=np.inf, symmetries=images, progress=False)
+        moves = [np.exp(model.log_probs(replace(window, action=np.full((1, 25), move)))).mean() for move in range(4)]
+        assert bool(np.ptp(moves) > 0.05) is apart, moves
 
 
 def test_a_share_of_dts_training_windows_has_its_steps_apart_and_no_other_window():

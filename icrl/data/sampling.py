@@ -345,6 +345,11 @@ def best_before(total: Array, episode_step: Array) -> Array:
     return np.where(begin > 0, np.take_along_axis(best, np.maximum(begin - 1, 0).astype(np.int64), 1), -np.inf)
 
 
+def can_earn_more(window: Window, most: float) -> Array:
+    """(B, T) bool: steps that are no padding, of episodes that have not yet earned the ``most`` that one can; where that is not above 0, all of them."""
+    return window.valid & ((window.episode_return < most - 1e-3) | (most <= 0))
+
+
 def improving(total: Array, best: Array, rule: str) -> Array:
     """(...) bool: episodes of ``total`` (...) return earn more than the ``best`` (...) before them; with the rule ``equals`` also as much, if that is above 0."""
     total, best = np.round(total, 4), np.round(best, 4)

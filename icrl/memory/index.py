@@ -25,17 +25,21 @@ def nearest(keys: Array, queries: Array, num: int, allowed: Array | None = None)
 
     Keys (N, E) and queries (n, E) -> (n, num); or keys (B, N, E), queries (B, Q, E) and ``allowed`` (B, N), the keys that count -> (B, Q, num).
     """
-    num_found = min(num, keys.shape[-2])
-    shape = (*queries.shape[:-1], num)
-    relevance, ids = np.full(shape, -np.inf, np.float32), np.full(shape, -1)
-    if num_found == 0 or queries.size == 0:
-        return relevance, ids
+    if keys.size == 0 or queries.size == 0:
+        return highest(np.empty((*queries.shape[:-1], 0), np.float32), num)
     with torch.no_grad():
         q, k = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(keys)
         cosine = q @ k.transpose(-1, -2)
         if allowed is not None:
             cosine.masked_fill_(~torch.from_numpy(np.ascontiguousarray(allowed))[:, None], -torch.inf)
-        best, where = cosine.topk(num_found, -1)
+    return highest(cosine.numpy(), num)
+
+
+def highest(cosine: Array, num: int) -> tuple[Array, Array]:
+    """Cosines (..., N), -inf for what does not count -> as ``Index.search``, (..., num)."""
+    shape, num_found = (*cosine.shape[:-1], num), min(num, cosine.shape[-1])
+    relevance, ids = np.full(shape, -np.inf, np.float32), np.full(shape, -1)
+    best, where = torch.from_numpy(cosine).topk(num_found, -1)
     relevance[..., :num_found] = best.numpy()
     ids[..., :num_found] = np.where(np.isfinite(relevance[..., :num_found]), where.numpy(), -1)
     return relevance, ids
@@ -65,7 +69,7 @@ class FaissIndex:
             lists = max(1, min(int(4 * len(keys) ** 0.5), len(keys) // 39))  # FAISS wants 39 keys for each list
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, inner)
             self._index.train(keys[:: max(1, len(keys) // (64 * lists))])
-            self._index.nprobe = max(16, lists // 64)
+            self._index.nprobe = max(16, lists // 128)
         else:
             self._index = faiss.IndexHNSWFlat(width, 32, inner)
             self._index.hnsw.efSearch = 128

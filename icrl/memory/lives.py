@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from icrl.data.schema import History, flatten
+from icrl.data.schema import History, flatten, unflatten
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, map_observation
+from icrl.interfaces import Array
 from icrl.memory.encoders import Past
 from icrl.memory.lanes import onward
 
@@ -16,60 +14,76 @@ BASE = np.uint64(0x9E3779B97F4A7C15)
 """Base of the hashes of runs; odd, so that none of its powers vanishes."""
 
 
-class Life:
-    """A history, read from its files whenever it is asked for, and what sums along it: 8 bytes per step are kept."""
+class Lives:
+    """All histories of a store, steps of which are named by a history and a number in it; 16 bytes per step are kept, the rest is read from files."""
 
-    def __init__(self, store: HistoryStore, number: int):
-        self._store, self._number = store, number
-        history = self.history
-        self.episode_offset = history.episode_offset  # (E + 1,)
-        self.lived = np.zeros(len(history.reward) + 1)  # earned before each step
-        np.cumsum(history.reward, out=self.lived[1:])
-
-    @property
-    def history(self) -> History:
-        return self._store.history(self._number)
+    def __init__(self, store: HistoryStore):
+        self._store = store
+        offsets = [store.history(number).episode_offset for number in range(store.num_histories)]
+        self.first = np.cumsum([0] + [int(offset[-1]) for offset in offsets])  # (H + 1,) of all steps
+        self.lengths = np.diff(self.first)  # (H,)
+        self._begin, self._end = np.empty((2, self.first[-1]), np.int32)  # (S,) each, of every step's episode
+        self._lived = np.zeros(self.first[-1] + 1)  # earned before each step, by all histories before its own, too
+        for number, (row, offset) in enumerate(zip(self.first.tolist(), offsets, strict=False)):
+            rows, lengths = slice(row, row + int(offset[-1])), np.diff(offset)
+            self._begin[rows], self._end[rows] = np.repeat(offset[:-1], lengths), np.repeat(offset[1:], lengths)
+            self._lived[row + 1 : rows.stop + 1] = store.history(number).reward
+        np.cumsum(self._lived, out=self._lived)
 
     def __len__(self) -> int:
-        return len(self.lived) - 1
+        return len(self.first) - 1
 
-    def begin(self, steps: Array) -> Array:
-        """(...) where the episodes of some steps (...) begin."""
-        return self.episode_offset[self._episode(steps)]
+    def history(self, number: int) -> History:
+        """One of them, read from its files."""
+        return self._store.history(number)
 
-    def end(self, steps: Array) -> Array:
-        """(...) the step behind the episodes of some steps (...); behind the history its end."""
-        return self.episode_offset[self._episode(steps) + 1]
+    def begin(self, history: Array, step: Array) -> Array:
+        """(...) where the episodes of some steps begin; behind a history its last one."""
+        return self._begin[self._row(history, step)]
 
-    def _episode(self, steps: Array) -> Array:
-        return np.searchsorted(self.episode_offset, np.minimum(steps, len(self) - 1), side="right") - 1
+    def end(self, history: Array, step: Array) -> Array:
+        """(...) the step behind the episodes of some steps; behind a history its last one."""
+        return self._end[self._row(history, step)]
 
-    def utility(self, chunk: int, num: int, as_of: Array, worth: str = "own") -> Array:
-        """(R, num) utility of the first ``num`` chunks by steps ``as_of`` (R,) of the life, as in ``LaneMemory.utility``; anything behind the last."""
-        starts = np.minimum(chunk * np.arange(num), len(self) - 2 * chunk)
-        begin, end = self.begin(starts + chunk), self.end(starts + chunk)
-        until = np.clip(np.minimum(end, as_of[:, None]), begin, len(self))
-        total = self.lived[until] - self.lived[begin]
+    def _row(self, history: Array, step: Array) -> Array:
+        return self.first[history] + np.minimum(step, self.lengths[history] - 1)
+
+    def utility(self, history: Array, number: Array, chunk: int, as_of: Array, worth: str = "own") -> Array:
+        """(...) utility of chunks ``number`` of histories by step ``as_of`` of these, as in ``LaneMemory.utility``; anything for chunks that there are not."""
+        row, length = self.first[history], self.lengths[history]
+        start = np.clip(chunk * number, 0, length - 2 * chunk)
+        begin, end = self.begin(history, start + chunk), self.end(history, start + chunk)
+        earned = self._lived[row + begin]
+        total = self._lived[row + np.clip(np.minimum(end, as_of), begin, length)] - earned
         if worth == "own":
-            return total + self.lived[starts + 2 * chunk] - self.lived[starts]
-        first, last = np.maximum(starts, begin), np.minimum(starts + 2 * chunk, end)
-        return total + onward(total, self.lived[first] - self.lived[begin], self.lived[last] - self.lived[first])
+            return total + self._lived[row + start + 2 * chunk] - self._lived[row + start]
+        first = self._lived[row + np.maximum(start, begin)]
+        return total + onward(total, first - earned, self._lived[row + np.minimum(start + 2 * chunk, end)] - first)
 
-    def past(self, steps: Array) -> Past:
-        """Some steps (..., P); those outside the history are not valid."""
-        there = (steps >= 0) & (steps < len(self))
-        rows, history = np.clip(steps, 0, len(self) - 1), self.history
-        observation = map_observation(lambda column: column[rows], history.observation)
-        ended = history.terminated[rows] | history.truncated[rows]
-        return Past(observation, history.action[rows], history.reward[rows], ended, there)
+    def past(self, history: Array, step: Array) -> Past:
+        """Some steps (n, ..., P) of histories (n,); those outside them are not valid."""
+        last = self.lengths[history].reshape(-1, *(1,) * (step.ndim - 1)) - 1
+        there = (step >= 0) & (step <= last)
+        flat = np.clip(step, 0, last).reshape(len(step), -1)
+
+        def column(name: str) -> Array:
+            taken = self._store.steps(name, history, flat)
+            return taken.reshape(*step.shape, *taken.shape[2:])
+
+        observation = unflatten(self._store.spec.observation_space, "observation", column)
+        return Past(observation, column("action"), column("reward"), column("terminated") | column("truncated"), there)
 
     def earned(self) -> Array:
-        """(T,) float32 what the episode of each step had earned before it."""
-        return (self.lived[:-1] - self.lived[self.begin(np.arange(len(self)))]).astype(np.float32)
+        """(S,) float32 what the episode of each step had earned before it."""
+        return (self._lived[:-1] - self._lived[self._starts() + self._begin]).astype(np.float32)
 
     def to_go(self) -> Array:
-        """(T,) float32 what the episode of each step earns from it on."""
-        return (self.lived[self.end(np.arange(len(self)))] - self.lived[:-1]).astype(np.float32)
+        """(S,) float32 what the episode of each step earns from it on."""
+        return (self._lived[self._starts() + self._end] - self._lived[:-1]).astype(np.float32)
+
+    def _starts(self) -> Array:
+        """(S,) the first step of each step's history."""
+        return np.repeat(self.first[:-1], self.lengths)
 
 
 class RunHashes:
@@ -78,14 +92,13 @@ class RunHashes:
     With the prefix sums S[i] = sum over j < i of x[j] BASE^j, the run of n steps from s hashes to (S[s + n] - S[s]) BASE^-s.
     """
 
-    def __init__(self, lives: Sequence[Life]):
-        lengths = [len(life) for life in lives]
-        self._first = np.cumsum([0, *lengths])  # (H + 1,)
-        self._powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(max(lengths), BASE)]), dtype=np.uint64)
+    def __init__(self, lives: Lives):
+        self._first = lives.first
+        self._powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(lives.lengths.max(), BASE)]), dtype=np.uint64)
         self._sums = np.zeros(self._first[-1] + 1, np.uint64)
-        for life, begin in zip(lives, self._first.tolist(), strict=False):
-            rows = slice(begin + 1, begin + 1 + len(life))
-            self._sums[rows] = _fingerprints(life.history) * self._powers[: len(life)]
+        for number, (begin, length) in enumerate(zip(self._first.tolist(), lives.lengths.tolist(), strict=False)):
+            rows = slice(begin + 1, begin + 1 + length)
+            self._sums[rows] = _fingerprints(lives.history(number)) * self._powers[:length]
         np.cumsum(self._sums, out=self._sums)
 
     def _sum(self, history: Array, start: Array, length: Array) -> Array:

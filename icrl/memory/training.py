@@ -21,10 +21,10 @@ from icrl.data.chunks import Retrieved
 from icrl.data.sampling import Window
 from icrl.data.schema import unflatten
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, UserError, map_observation
-from icrl.memory.encoders import Encoder, Past, keys_of
-from icrl.memory.index import make_index, nearest
-from icrl.memory.lives import Life, RunHashes
+from icrl.interfaces import Array, UserError
+from icrl.memory.encoders import Encoder, keys_of
+from icrl.memory.index import highest, make_index
+from icrl.memory.lives import Lives, RunHashes
 from icrl.memory.selection import Candidates, select
 from icrl.seeding import generator
 
@@ -48,26 +48,22 @@ class LifeMemory:
 
     def __init__(self, store: HistoryStore, config: MemoryConfig, encoder: Encoder, episodic: bool = False):
         self.store, self.config, self.encoder, self.episodic = store, config, encoder, episodic
-        self.lives = [Life(store, number) for number in range(store.num_histories)]
-        shortest = min(map(len, self.lives))
+        self.lives = Lives(store)
+        shortest = int(self.lives.lengths.min())
         if shortest < 2 * config.chunk:
             raise UserError(
                 f"the shortest history has {shortest} steps, a chunk {2 * config.chunk} (twice model.memory.chunk): collect longer "
                 "histories or choose shorter chunks"
             )
-        self.first = np.cumsum(
-            [0] + [len(life) // config.chunk for life in self.lives]
-        )  # (H + 1,) of each history's segments
-        self.first_step = np.cumsum([0] + [len(life) for life in self.lives])  # (H + 1,) of each history
-        self.to_go = np.concatenate(
-            [life.to_go() for life in self.lives]
-        )  # float32: what each step's episode earns from it on
-        self.earned = np.concatenate([life.earned() for life in self.lives])  # float32: and had earned before it
+        segments = self.lives.lengths // config.chunk
+        self.first = np.cumsum([0, *segments])  # (H + 1,) of each history's segments
+        self.to_go, self.earned = self.lives.to_go(), self.lives.earned()  # float32, of every step of all histories
         self.keys = np.zeros((int(self.first[-1]), encoder.width), np.float32)  # (S, E)
-        bar = tqdm(self.lives, desc="memory", unit="history", disable=len(self.keys) < 50_000)
-        for life, begin, end in zip(bar, self.first[:-1].tolist(), self.first[1:].tolist(), strict=True):
-            steps = config.chunk * np.arange(end - begin)[:, None] + np.arange(config.chunk)
-            self.keys[begin:end] = keys_of(encoder.parts(life.past(steps)))
+        bar = tqdm(segments.tolist(), desc="memory", unit="history", disable=len(self.keys) < 50_000)
+        for number, count in enumerate(bar):
+            steps = config.chunk * np.arange(count)[:, None] + np.arange(config.chunk)
+            parts = encoder.parts(self.lives.past(np.array([number]), steps[None]))[0]
+            self.keys[self.first[number] : self.first[number + 1]] = keys_of(parts)
 
     def retrieve(self, window: Window, rng: np.random.Generator) -> Window:
         """The windows with what is retrieved for them; nothing where too little came before."""
@@ -92,8 +88,7 @@ class LifeMemory:
     def _parts(self, window: Window, asks: Array, rng: np.random.Generator) -> Array:
         """(B, R, C, E) keys of the steps before each of ``asks`` (B, R), some of them dropped, 0 where there are none."""
         before = asks[:, :, None] - self.config.chunk + np.arange(self.config.chunk)  # (B, R, C)
-        pasts = [self.lives[h].past(steps) for h, steps in zip(window.history.tolist(), before, strict=True)]
-        past = Past(*(_stack([getattr(p, name) for p in pasts]) for name in Past._fields))
+        past = self.lives.past(window.history, before)
         dropped = rng.random(before.shape) < self.config.query_dropout
         kept = past.valid & ~dropped
         kept = np.where(kept.any(-1, keepdims=True), kept, past.valid)  # a query of something stays one
@@ -101,25 +96,28 @@ class LifeMemory:
 
     def _past_cuts(self, window: Window, asks: Array, parts: Array, held: Array) -> tuple[Array, Array]:
         """(B, R, k) cuts of the chunks that are chosen among the first ``held`` (B,) of each window's history, -1 where there are fewer; their utility."""
-        chunk, most = self.config.chunk, int(held.max(initial=0))
-        if most == 0:
-            return np.full((*asks.shape, self.config.k), -1), np.zeros((*asks.shape, self.config.k))
-        where = np.minimum(self.first[window.history][:, None] + np.arange(most + 1), len(self.keys) - 1)
-        segments = self.keys[where]  # (B, N + 1, E)
-        allowed = np.arange(most) < held[:, None]
-        relevance, ids = nearest(segments[:, :-1], keys_of(parts), min(self.config.candidates, most), allowed)
+        shape = *asks.shape, self.config.k
+        cuts, utilities = np.full(shape, -1), np.zeros(shape)
+        some = held > 0
+        if not some.any():
+            return cuts, utilities
+        history, asks, parts, held = window.history[some], asks[some], parts[some], held[some]
+        first, queries = self.first[history], keys_of(parts)
+        cosine = np.full((*asks.shape, held.max()), -np.inf, np.float32)
+        for row, (begin, count) in enumerate(zip(first.tolist(), held.tolist(), strict=True)):
+            cosine[row, :, :count] = queries[row] @ self.keys[begin : begin + count].T
+        relevance, ids = highest(cosine, min(self.config.candidates, cosine.shape[-1]))
         relevance[~(parts != 0).any((-1, -2))] = -np.inf  # nothing was lived before
-        earned = [
-            self.lives[h].utility(chunk, most, asked, self.config.worth)
-            for h, asked in zip(window.history.tolist(), asks, strict=True)
-        ]
-        rows = np.arange(len(ids))[:, None, None]
-        utility = np.take_along_axis(np.stack(earned), ids, 2)
-        columns = (relevance, utility, segments[rows, ids], segments[rows, ids + 1])
+        segment = first[:, None, None] + np.maximum(ids, 0)
+        utility = self.lives.utility(
+            history[:, None, None], ids, self.config.chunk, asks[:, :, None], worth=self.config.worth
+        )
+        columns = (relevance, utility, self.keys[segment], self.keys[segment + 1])
         chosen, utility = _select(Candidates(*(_flat(column) for column in columns)), _flat(parts), self.config)
         found = np.where(chosen >= 0, np.take_along_axis(_flat(ids), np.maximum(chosen, 0), 1), -1)
-        cuts = np.where(found >= 0, (found + 1) * chunk, -1)
-        return cuts.reshape(*asks.shape, -1), utility.reshape(*asks.shape, -1)
+        cuts[some] = np.where(found >= 0, (found + 1) * self.config.chunk, -1).reshape(cuts[some].shape)
+        utilities[some] = utility.reshape(cuts[some].shape)
+        return cuts, utilities
 
     def _read(self, owner: Array, cuts: Array) -> Retrieved:
         """Chunks around ``cuts`` (B, R, k) of the histories ``owner`` (B, R, k), -1 where there is none: (B, R, k 2 C, ...)."""
@@ -127,7 +125,7 @@ class LifeMemory:
         histories = owner.ravel()
         steps = np.where(cuts < 0, chunk, cuts).reshape(-1, 1) - chunk + np.arange(span)  # any, where there is none
 
-        rows = self.first_step[histories][:, None] + steps
+        rows = self.lives.first[histories][:, None] + steps
 
         def joined(array: Array) -> Array:
             return array.reshape(batch, retrievals, k * span, *array.shape[2:])
@@ -158,11 +156,7 @@ class TrajectoryMemory(LifeMemory):
         per_history = np.maximum(np.diff(self.first) - 1, 0)
         history = np.repeat(np.arange(store.num_histories), per_history)
         number = np.arange(len(history)) - np.repeat(np.cumsum(per_history) - per_history, per_history)
-        everything = [
-            life.utility(config.chunk, n, np.array([len(life)]), config.worth)[0]
-            for life, n in zip(self.lives, per_history.tolist(), strict=True)
-        ]
-        utility = np.concatenate(everything)
+        utility = self.lives.utility(history, number, config.chunk, self.lives.lengths[history], worth=config.worth)
         if len(history) > config.pool:
             kept = np.sort(generator(seed, "memory pool").choice(len(history), config.pool, replace=False))
             history, number, utility = history[kept], number[kept], utility[kept]
@@ -218,7 +212,7 @@ class TrajectoryMemory(LifeMemory):
 
     def _own(self, history: Array, begin: Array, ids: Array) -> Array:
         """(n, l) whether a candidate holds steps of the episode that begins at steps ``begin`` (n,) of a history (n,)."""
-        end = np.array([self.lives[h].end(b) for h, b in zip(history.tolist(), begin, strict=True)])
+        end = self.lives.end(history, begin)
         cut = self.cut[ids]
         mine = self.owner[ids] == history[:, None]
         return mine & (cut + self.config.chunk > begin[:, None]) & (cut - self.config.chunk < end[:, None])
@@ -230,8 +224,7 @@ class TrajectoryMemory(LifeMemory):
         policy that has arrived and stays, are no secret and bar nothing.
         """
         chunk = self.config.chunk
-        end = np.array([self.lives[h].end(s) for h, s in zip(history.tolist(), step, strict=True)])
-        length = np.minimum(end - step, chunk)  # (n,)
+        length = np.minimum(self.lives.end(history, step) - step, chunk)  # (n,)
         barred = np.zeros(ids.shape, bool)
         for shift in range(2 * chunk):
             run = np.minimum(length, 2 * chunk - shift)  # (n,) steps that the chunk's rest can hold of them
@@ -260,7 +253,3 @@ def _went(found: Array, utility: Array, size: float, started: float) -> dict[str
     there = found >= 0
     went = {"found": float(there.any(2).mean()), "size": size, "seconds": time.perf_counter() - started}
     return {**went, "utility": float(utility[there].mean())} if there.any() else went
-
-
-def _stack(columns: list) -> Array:
-    return map_observation(lambda *arrays: np.stack(arrays), *columns)

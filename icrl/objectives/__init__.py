@@ -112,10 +112,13 @@ def _check_icee(config: ObjectiveConfig, model: ModelConfig, spec: FamilySpec) -
             f"model.window {model.window} is shorter than two episodes of {spec.name} ({spec.horizon} steps each), and ICEE learns across episodes: set it to "
             f"at least {2 * spec.horizon}"
         )
-    if estimated and (config.symmetries or not config.corrected):
+    if estimated and not config.corrected:
         raise UserError(
-            "objective.estimate_behaviour and habits_alone are fitted to histories as they are, and serve objective.corrected: set them to False, or symmetries to "
-            "False and corrected to True"
+            "objective.estimate_behaviour and habits_alone serve objective.corrected: set them to False, or it to True"
+        )
+    if config.estimate_behaviour and config.symmetries:
+        raise UserError(
+            "objective.estimate_behaviour is given tasks, which symmetries change: set one of them to False"
         )
     box = spec.action_space
     if config.name == "icee" and config.corrected and isinstance(box, gym.spaces.Box) and not box.is_bounded():

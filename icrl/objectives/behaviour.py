@@ -5,6 +5,7 @@ It stands for all of a history's noise together, the changes of it included, whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icrl.data.sampling import Window, WindowSampler
+from icrl.data.sampling import Window, WindowSampler, can_earn_more
 from icrl.data.store import HistoryStore
-from icrl.interfaces import Array, FamilySpec, Observation
+from icrl.interfaces import Array, FamilySpec, Observation, Symmetry
 from icrl.models.heads import make_head
 from icrl.models.observations import make_encoder, to_tensors
 from icrl.seeding import derive_seed
@@ -52,13 +53,29 @@ def _inputs(window: Window) -> tuple[Any, Tensor, Tensor]:
     return to_tensors(window.observation, device), tasks, torch.as_tensor(np.ascontiguousarray(window.action))
 
 
-def estimate_behaviour(store: HistoryStore, seed: int, *, given_task: bool, progress: bool = True) -> Behaviour:
-    """Fit one to a store's histories: a function of these and the seed."""
+def estimate_behaviour(
+    store: HistoryStore,
+    seed: int,
+    *,
+    given_task: bool,
+    most: float,
+    symmetries: Sequence[Symmetry] = (),
+    progress: bool = True,
+) -> Behaviour:
+    """Fit one to a store's histories, where episodes have not yet earned the ``most`` that one can: a function of these and the seed.
+
+    With ``symmetries`` to histories in their mirrors, which is not for one that is given the task.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "behaviour"))
         model = Behaviour(store.spec, len(store.split.train) if given_task else 0)
     sampler = WindowSampler(
-        store, LENGTH, start_fraction=0.0, anywhere=True, seed=derive_seed(seed, "behaviour windows")
+        store,
+        LENGTH,
+        start_fraction=0.0,
+        anywhere=True,
+        symmetries=symmetries,
+        seed=derive_seed(seed, "behaviour windows"),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     bar = tqdm(range(STEPS), desc="behaviour", unit="step", disable=not progress)
@@ -66,7 +83,7 @@ def estimate_behaviour(store: HistoryStore, seed: int, *, given_task: bool, prog
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * (1 - step / STEPS)
         window = sampler.batch(step, WINDOWS)
-        likelihood = model(*_inputs(window))[torch.as_tensor(window.valid)].mean()
+        likelihood = model(*_inputs(window))[torch.as_tensor(can_earn_more(window, most))].mean()
         optimizer.zero_grad()
         (-likelihood).backward()
         optimizer.step()

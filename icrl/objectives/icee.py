@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 
 from icrl.config import ModelConfig, ObjectiveConfig
-from icrl.data.sampling import Window, best_before, improving
+from icrl.data.sampling import Window, best_before, can_earn_more, improving
 from icrl.data.store import HistoryStore
 from icrl.interfaces import Array, UserError
 from icrl.models.policy import Policy
@@ -43,12 +43,13 @@ class InContextExploration:
         would_bring = window.episode_return + to_go.cpu().numpy()
         improves = tensor(improving(would_bring, best, policy.config.cross_episode), device)
         output, logits = policy.window_and_returns(*step_inputs(policy, window), to_go, improves)
-        weights = self._weights(policy, window) * self._emphasis(policy, window, best)
+        matters = can_earn_more(window, policy.config.return_high)
+        weights = self._weights(policy, window) * self._emphasis(policy, window, best, matters)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
-        result = masked_loss(policy, output, labels, counted, importance=tensor(weights, device))
+        result = masked_loss(policy, output, labels, tensor(matters, device), importance=tensor(weights, device))
         of_return = F.cross_entropy(logits.flatten(0, 1).float(), bins.flatten(), reduction="none").view(bins.shape)
         return_loss = (of_return * counted).sum() / counted.sum()
-        kept = weights[window.valid]
+        kept = weights[matters]
         metrics = {
             "return_loss": return_loss.detach(),
             "effective_sample": torch.tensor(kept.sum() ** 2 / (kept**2).sum() / len(kept)),
@@ -65,13 +66,13 @@ class InContextExploration:
         weights = np.exp(np.minimum(_log_uniform(policy) - log_probs, np.log(self.config.most_weight)))
         return np.where(window.valid, weights, 0).astype(np.float32)
 
-    def _emphasis(self, policy: Policy, window: Window, best: Array) -> Array:
-        """(B, T) float32, 1 on average: an episode counts the more, the more it earns beyond the ``best`` (B, T) before it, and beyond 0 where returns may be positive."""
+    def _emphasis(self, policy: Policy, window: Window, best: Array, matters: Array) -> Array:
+        """(B, T) float32, 1 on average where it ``matters`` (B, T): an episode counts the more, the more it earns beyond the ``best`` (B, T) before it, and beyond 0 where returns may be positive."""
         least, most = policy.config.return_low, policy.config.return_high
         least = max(least, 0.0) if most > 0 else least
         gain = (window.episode_return + window.return_to_go - np.maximum(best, least)) / (most - least)
         emphasis = 1 + (self.config.improving_weight - 1) * np.maximum(gain, 0)
-        return (emphasis / emphasis[window.valid].mean()).astype(np.float32)
+        return (emphasis / emphasis[matters].mean()).astype(np.float32)
 
 
 def _log_uniform(policy: Policy) -> float:

@@ -79,9 +79,7 @@ def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
         return_high=100.0,
         cross_episode="equals",
     )
-    mirrors = room.family.name == "keydoor"  # and habits are known of histories as they are
-    objective = replace(OBJECTIVE, habits_alone=not mirrors, corrected=not mirrors)
-    recipe = _in_room(function, replace(room, collect=collect, objective=objective), model)
+    recipe = _in_room(function, replace(room, collect=collect, objective=OBJECTIVE), model)
     tilts = {"tilt": EVALUATION.tilt, "search_tilt": EVALUATION.search_tilt}
     return replace(recipe, evaluations=(replace(recipe.evaluations[0], **tilts),))
 

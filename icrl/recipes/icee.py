@@ -99,9 +99,9 @@ def icee_keydoor_no_bit() -> Recipe:
 
 
 def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceConfig | None = None) -> Recipe:
-    keydoor = family.name == "keydoor"
+    keydoor, once = family.name == "keydoor", family.options.get("reward") == "once"
     options: dict[str, Any] = family.options
-    most = options["horizon"] if options.get("reward") != "once" else 2 if keydoor else 1
+    most = options["horizon"] if not once else 2 if keydoor else 1
     window = 10 * options["horizon"]
     return Recipe(
         name=function.__name__.replace("_", "-"),
@@ -121,7 +121,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             cross_episode="equals",
             episode_return=keydoor,
         ),
-        objective=OBJECTIVE,
+        objective=replace(OBJECTIVE, improving_weight=1.0) if once else OBJECTIVE,  # the first find earns all there is
         train=TrainConfig(
             steps=3000,
             batch_size=16 if keydoor else 32,
