@@ -396,7 +396,8 @@ class EvaluateConfig:
     tilt: float = 3.0
     """ICEE: the return to go for is drawn with probabilities q(c) ((c - c_min) / (c_max - c_min))^tilt, q being what the policy predicts."""
     search_tilt: float | None = None
-    """The same until a step of the lane's life has paid more than 0; None: `tilt`. While nothing was found, a high tilt brings out what the prediction is wrong about."""
+    """The same while no step in the window has paid more than 0; None: `tilt`. While nothing was found, or all is forgotten again, a high tilt brings out what the prediction is wrong
+    about."""
     plan_hazard: float = 0.1
     """Policies that follow plans (`model.plans`): probability at each step that another one begins; one always does where an episode begins."""
     plan_doubt: float = 0.02

@@ -74,6 +74,13 @@ class Context:
         over = self.columns["ended"] & (np.arange(self.window) < self.lengths[:, None])
         return np.where(over, self.columns["episode_return"] + self.columns["reward"], -np.inf).max(1)
 
+    def shows_reward(self) -> Array:
+        """(B,) bool: some step of each lane's window paid more than 0."""
+        if not self.columns:
+            return np.zeros(len(self.lengths), bool)
+        held = np.arange(self.window) < self.lengths[:, None]
+        return ((np.asarray(self.columns["reward"]) > 0) & held).any(1)
+
     def forget(self, lanes: Array) -> None:
         """Empty the windows of some lanes, whose lives go on."""
         self.lengths[lanes] = 0

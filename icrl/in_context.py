@@ -541,7 +541,7 @@ class InContextAgent:
         improves = improving(total, self.context.best()[:, None], config.cross_episode)
         share = (values - config.return_low) / (config.return_high - config.return_low)
         search_tilt = self.rule.tilt if self.rule.search_tilt is None else self.rule.search_tilt
-        tilt = np.where(self.context.paid, self.rule.tilt, search_tilt)[:, None]
+        tilt = np.where(self.context.shows_reward(), self.rule.tilt, search_tilt)[:, None]
         probs = torch.softmax(logits.double(), -1).cpu().numpy() * share**tilt
         if config.cross_episode != "off":
             probs = np.where((probs * improves).sum(1, keepdims=True) > 0, probs * improves, probs)

@@ -85,7 +85,7 @@ class ActionRule:
     tilt: float = 3.0
     """How far a policy that predicts returns goes for high ones: their probabilities are multiplied by ((c - c_min) / (c_max - c_min))^tilt."""
     search_tilt: float | None = None
-    """The same until a step of the lane's life has paid more than 0; None: ``tilt``."""
+    """The same while no step in the window has paid more than 0; None: ``tilt``."""
 
     def __post_init__(self):
         if not 0 < self.temperature < float("inf"):
@@ -110,7 +110,7 @@ class ActionRule:
             told += f" or after {rule.length} steps" if rule.length else ""
         if predicts_returns:
             told += f", returns tilted by {self.tilt:g}"
-            told += "" if self.search_tilt is None else f", before the first reward by {self.search_tilt:g}"
+            told += "" if self.search_tilt is None else f", where no reward is known by {self.search_tilt:g}"
         return told
 
 

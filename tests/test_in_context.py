@@ -184,7 +184,7 @@ def test_the_return_gone_for_is_drawn_from_the_tilted_prediction():
 
 
 @torch.no_grad()
-def test_lanes_that_found_nothing_yet_have_a_tilt_of_their_own():
+def test_lanes_whose_windows_show_no_reward_have_a_tilt_of_their_own():
     agent = make_agent(return_to_go="predicted", return_bins=3, return_high=2.0)
     agent.rule = ActionRule(tilt=50.0, search_tilt=0.0)
     agent.reset(4000)
@@ -195,6 +195,9 @@ def test_lanes_that_found_nothing_yet_have_a_tilt_of_their_own():
     drawn = agent._draw_return(torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3))[0]
     assert (drawn[1::2] == 2).all()
     np.testing.assert_allclose([(drawn[::2] == value).mean() for value in (0, 1, 2)], [0.5, 0.4, 0.1], atol=0.03)
+    agent.context.forget(np.arange(4000))  # what was found, too
+    drawn = agent._draw_return(torch.log(torch.tensor([0.5, 0.4, 0.1])).expand(4000, 3))[0]
+    np.testing.assert_allclose([(drawn == value).mean() for value in (0, 1, 2)], [0.5, 0.4, 0.1], atol=0.03)
     agent.rule = ActionRule(tilt=50.0)
     assert (agent._draw_return(torch.zeros(4000, 3))[0] == 2).all()
 

@@ -20,12 +20,12 @@ from scripts.results_table import results_text
 TWO = Comparison("two rooms", (Method("radt", "ours", "82"), Method("radt-ad", "theirs")))
 
 
-def cell(*by_task: float, seconds: float = 60.0, data: str = "the data") -> dict:
+def cell(*by_task: float, seconds: float = 60.0, data: str = "the data", optimum: float = 100.0) -> dict:
     """A run whose late episodes earned these numbers, one per task, all of them one less, and the last one more."""
     late = np.array([by_task])
     columns = {"all": (late - 1).tolist(), "late": late.tolist(), "last": (late + 1).tolist()}
     recipe = {"name": "radt", "seed": 0, "model": {"width": 32}}
-    evaluations = [{"scores": {"agent": columns}}]
+    evaluations = [{"scores": {"agent": columns}, "record": {"optimal_return": optimum}}]
     return {
         "name": "a cell",
         "recipe": recipe,
@@ -154,6 +154,8 @@ def test_normalised_scores_are_of_means_within_each_family():
 def test_one_seed_has_no_interval_over_seeds_and_no_runs_no_table():
     (only,) = cells_of(comparison_text(TWO, {"radt": cell(80, 90)}))
     assert only[2] == "85.0 [80.0, 90.0]"
+    (small,) = cells_of(comparison_text(TWO, {"radt": cell(1, 2, optimum=2)}))
+    assert small[2] == "1.50 [1.00, 2.00]"
     assert comparison_text(TWO, {"radt-ad": cell(80, 90)}) == ""
 
 
