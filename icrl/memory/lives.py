@@ -30,9 +30,6 @@ class Lives:
             self._lived[row + 1 : rows.stop + 1] = store.history(number).reward
         np.cumsum(self._lived, out=self._lived)
 
-    def __len__(self) -> int:
-        return len(self.first) - 1
-
     def history(self, number: int) -> History:
         """One of them, read from its files."""
         return self._store.history(number)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from icrl.config import CollectConfig, EvaluateConfig, ModelConfig, ObjectiveConfig, Recipe, SourceConfig
 from icrl.recipes.description import first_line
-from icrl.recipes.icee import EVALUATION, GRADED, OBJECTIVE
+from icrl.recipes.icee import EVALUATION, FOUND_AT_ONCE, GRADED, OBJECTIVE
 from icrl.recipes.plans import keydoor_plans, minigrid_doors_plans
 from icrl.recipes.rooms import keydoor, quickstart
 
@@ -79,7 +79,8 @@ def _icee(function: Callable[[], Recipe], room: Recipe) -> Recipe:
         return_high=100.0,
         cross_episode="equals",
     )
-    recipe = _in_room(function, replace(room, collect=collect, objective=OBJECTIVE), model)
+    objective = FOUND_AT_ONCE if room.family.name == "keydoor" else OBJECTIVE
+    recipe = _in_room(function, replace(room, collect=collect, objective=objective), model)
     tilts = {"tilt": EVALUATION.tilt, "search_tilt": EVALUATION.search_tilt}
     return replace(recipe, evaluations=(replace(recipe.evaluations[0], **tilts),))
 

@@ -26,6 +26,8 @@ from icrl.recipes.description import first_line
 _LEFT = 3
 GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
 OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, habits_alone=True, most_weight=2.0, improving_weight=40.0)
+FOUND_AT_ONCE = replace(OBJECTIVE, improving_weight=1.0)
+"""Where the first episode that finds what there is leaves nothing to gain: ways back count as much as it."""
 EVALUATION = EvaluateConfig(
     episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
 )
@@ -121,7 +123,7 @@ def _icee(function: Callable[[], Recipe], family: FamilyConfig, source: SourceCo
             cross_episode="equals",
             episode_return=keydoor,
         ),
-        objective=replace(OBJECTIVE, improving_weight=1.0) if once else OBJECTIVE,  # the first find earns all there is
+        objective=FOUND_AT_ONCE if once else OBJECTIVE,
         train=TrainConfig(
             steps=3000,
             batch_size=16 if keydoor else 32,
