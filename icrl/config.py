@@ -6,6 +6,7 @@ dataclass before any work. Everything else is here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -202,7 +203,7 @@ class ModelConfig:
     return_low: float = 0.0
     """Predicted returns: the least."""
     return_high: float = 20.0
-    """Predicted returns: the greatest."""
+    """Predicted returns: the greatest. Where none is below 0, what an episode does that has earned this much is not learned, since nothing is left to go for."""
     cross_episode: Literal["off", "beats", "equals"] = "off"
     """With predicted returns: an action is also read out for whether its episode earns more than all earlier ones of the window (ICEE's cross-episode return to
     go); `equals`: or as much as the best of them, if that is above 0. When it acts the policy draws only returns that make this true, where any of the values does."""
@@ -234,6 +235,11 @@ class ModelConfig:
     def predicts_returns(self) -> bool:
         """Whether the policy itself says which return it goes for."""
         return self.return_to_go == "predicted"
+
+    @property
+    def most_earned(self) -> float:
+        """Predicted returns: what an episode can earn, after which nothing that it does matters; infinite where it could lose it again."""
+        return self.return_high if self.return_low >= 0 else math.inf
 
     def keeps_episodes(self, horizon: int) -> bool:
         """Whether a full window loses whole episodes of ``horizon`` steps, and so starts with one that is only read; otherwise its older half goes."""
@@ -285,7 +291,7 @@ class ObjectiveConfig:
     `model.return_low`, where all returns are above 0 or none is); for a smaller gain proportionally less, below 0 not at all. Few steps explore and find something; most show how to
     earn again what was earned, or nothing."""
     habits_alone: bool = False
-    """ICEE: weight by how probable an action is given the observation alone, as a small model says that is fitted to the histories. So the source's habits are corrected for, and what
+    """ICEE: weight by how probable an action is given the observation alone, as a small model says that is fitted to what counts of the histories. So the source's habits are corrected for, and what
     it knew of the task is still learned. Otherwise what histories tell is used, which is with the task known."""
     estimate_behaviour: bool = False
     """ICEE: where histories do not tell how probable their actions were, fit a small model of the source that says so."""

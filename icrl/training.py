@@ -124,7 +124,7 @@ def _prepare(learner: Learner, store: HistoryStore, family: Family, progress: bo
             store,
             recipe.seed,
             given_task=given_task,
-            most=recipe.model.return_high,
+            most=recipe.model.most_earned,
             symmetries=_symmetries(recipe, family),
             progress=progress,
         )

@@ -219,8 +219,8 @@ def _row(
     def scored(cell: Cell, which: str) -> Array:
         return _normalised(cell, which) if comparison.normalised else scores(cell, which)
 
-    most = next(iter(first.values()))["evaluations"][0]["record"]["optimal_return"]
-    digits = 3 if comparison.normalised else 1 if most >= 10 else 2
+    (evaluation, *_) = next(iter(first.values()))["evaluations"]
+    digits = 3 if comparison.normalised else 2 if evaluation["record"]["optimal_return"] < 10 else 1
     shown = [_estimated([scored(cell, which) for cell in done.values()], digits) for which in _shown(comparison)]
     pairs = [_difference(scored, first[s], done[s], comparison) for s in done if s in first]
     less = "–" if done is first or not pairs else _estimated(pairs, digits)

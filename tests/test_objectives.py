@@ -647,19 +647,24 @@ def test_icee_weights_actions_by_how_improbable_the_source_made_them():
     torch.testing.assert_close(cut_off.loss - cut_off.metrics["return_loss"], (2 * actions[0] + actions[1]) / 2)
 
 
-@pytest.mark.parametrize("earned, most, learned", [(39.0, 40.0, True), (40.0, 40.0, False), (0.0, 0.0, True)])
-def test_icee_learns_no_action_of_an_episode_that_has_earned_all_it_can(earned, most, learned):
-    policy, window = icee_policy(return_low=-40.0, return_high=most), encoded((LENGTH,))
-    window = replace(window, episode_return=0 * window.episode_return, return_to_go=0 * window.return_to_go)
-    last = np.arange(LENGTH)[None] == LENGTH - 1  # no input of any step
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_icee_learns_no_action_of_an_episode_that_has_earned_all_it_can(low):
+    """Unless it can lose it again."""
+    policy, window = icee_policy(return_low=low, return_high=40.0), encoded((LENGTH,))
+    told = np.linspace(-8, -6, LENGTH, dtype=np.float32)[None]  # how probable actions were
+    over = np.arange(LENGTH)[None] >= 9  # the last steps of the last episode
     window = replace(
         window,
-        episode_return=np.where(last, np.float32(earned), window.episode_return),
-        return_to_go=np.where(last, np.float32(0), window.return_to_go),
+        behaviour_log_prob=told,
+        episode_return=np.where(over, np.float32(40), window.episode_return),
+        return_to_go=np.where(over, np.float32(0), window.return_to_go),
     )
-    other = replace(window, action=np.where(last, (window.action + 1) % NUM, window.action))
-    losses = [loss_of("icee", policy, one, improving_weight=3.0).loss.item() for one in (window, other)]
-    assert (losses[0] != losses[1]) is learned
+    whole, part = (loss_of("icee", policy, w, corrected=True, improving_weight=3.0) for w in (window, cut(window, 9)))
+    alike = [
+        torch.allclose(*(out.loss - out.metrics["return_loss"] for out in (whole, part))),
+        whole.metrics["effective_sample"].item() == pytest.approx(part.metrics["effective_sample"].item()),
+    ]
+    assert alike == [low == 0] * 2
 
 
 @pytest.mark.parametrize("told", ["return", "improves"])
@@ -793,6 +798,18 @@ def test_habits_are_what_the_source_does_whatever_the_task(tmp_path):
             if here.sum() >= 300 and taken.any():
                 assert habits[taken].mean() == pytest.approx(taken.sum() / here.sum(), abs=0.12)
                 assert np.ptp(habits[taken]) < 1e-5  # of whatever task
+
+
+def test_what_follows_the_last_reward_is_no_habit(tmp_path):
+    """An optimal policy stays where it was paid, and does so nowhere before."""
+    once = replace(smoke().family, options={**smoke().family.options, "reward": "once"})
+    collection = CollectConfig((SourceConfig("optimal"),), num_histories=100, steps_per_history=150)
+    store = collect(replace(smoke(), family=once, collect=collection), tmp_path / "data", progress=False)
+    window = WindowSampler(store, 25, seed=1).batch(0, 64)
+    stay = replace(window, action=np.full_like(window.action, 4))
+    for most, stays in ((np.inf, True), (1.0, False)):
+        model = estimate_behaviour(store, 0, given_task=False, most=most, progress=False)
+        assert bool(np.exp(model.log_probs(stay))[window.valid].mean() > 0.3) is stays
 
 
 def test_habits_in_mirrors_prefer_no_direction(tmp_path):

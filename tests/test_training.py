@@ -165,6 +165,18 @@ def test_every_objective_trains_in_its_layouts(name, store, tmp_path):
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
+def test_habits_are_those_of_the_windows_that_are_trained_on(store, monkeypatch):
+    """In the same mirrors, and as far as an episode can earn more."""
+    icee = LAYOUTS["icee"]
+    habits = replace(icee.objective, estimate_behaviour=False, habits_alone=True, symmetries=True)
+    asked = {}
+    monkeypatch.setattr(training, "symmetries_of", lambda family: ["a mirror"])
+    monkeypatch.setattr(training, "estimate_behaviour", lambda store, seed, **options: asked.update(options))
+    learner = Learner(replace(icee, objective=habits), store.spec, torch.device("cpu"))
+    training._prepare(learner, store, FAMILY, False)
+    assert asked == {"given_task": False, "most": 10.0, "symmetries": ["a mirror"], "progress": False}
+
+
 def test_the_loss_of_ten_steps_is_the_golden_one(store):
     recipe = replace(RECIPE, train=replace(RECIPE.train, steps=10))
     learner = Learner(recipe, store.spec, torch.device("cpu"))

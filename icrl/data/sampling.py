@@ -346,8 +346,8 @@ def best_before(total: Array, episode_step: Array) -> Array:
 
 
 def can_earn_more(window: Window, most: float) -> Array:
-    """(B, T) bool: steps that are no padding, of episodes that have not yet earned the ``most`` that one can; where that is not above 0, all of them."""
-    return window.valid & ((window.episode_return < most - 1e-3) | (most <= 0))
+    """(B, T) bool: steps that are no padding, of episodes that have not yet earned the ``most`` that one can."""
+    return window.valid & (window.episode_return < (1 - 1e-4) * most)
 
 
 def improving(total: Array, best: Array, rule: str) -> Array:

@@ -4,7 +4,8 @@ Dai et al. 2024, arXiv 2403.06826. Episodes are concatenated as they come, good 
 and pi what the source did, noise included (their eq. 6): so the policy learns which actions lead to a return, not which ones the source liked. These weights
 reach 1 / (probability x actions); they are cut at ``objective.most_weight``, and what share of the sample is left effective is logged.
 Beyond the paper, pi may be given the observation alone (``objective.habits_alone``): a weight then takes away what the source liked in a place, and leaves what it knew of the task;
-and episodes may count the more, the more they beat all before them (``objective.improving_weight``); the share that is left says what both come to.
+and episodes may count the more, the more they beat all before them (``objective.improving_weight``); the share that is left says what both come to. What an episode does that has
+earned all it can is not learned.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class InContextExploration:
         would_bring = window.episode_return + to_go.cpu().numpy()
         improves = tensor(improving(would_bring, best, policy.config.cross_episode), device)
         output, logits = policy.window_and_returns(*step_inputs(policy, window), to_go, improves)
-        matters = can_earn_more(window, policy.config.return_high)
+        matters = can_earn_more(window, policy.config.most_earned)
         weights = self._weights(policy, window) * self._emphasis(policy, window, best, matters)
         labels, counted = tensor(window.action, device), tensor(window.valid, device)
         result = masked_loss(policy, output, labels, tensor(matters, device), importance=tensor(weights, device))

@@ -27,7 +27,7 @@ _LEFT = 3
 GRADED = SourceConfig("graded", {"high": 0.5, "wander": 1.0})
 OBJECTIVE = ObjectiveConfig("icee", start_fraction=1.0, habits_alone=True, most_weight=2.0, improving_weight=40.0)
 FOUND_AT_ONCE = replace(OBJECTIVE, improving_weight=1.0)
-"""Where the first episode that finds what there is leaves nothing to gain: ways back count as much as it."""
+"""Where the first episode that goes where it pays leaves little to gain, so that ways back would hardly count: all episodes alike."""
 EVALUATION = EvaluateConfig(
     episodes=30, lanes=480, baselines=("random", "optimal", "source"), tilt=5.0, search_tilt=1.0
 )
