@@ -96,6 +96,9 @@ class MemoryConfig:
     own steps in that episode earned anything: right where an episode has parts, since of those that lead to the same the earliest comes first."""
     twin: float = 0.98
     """Of candidates whose steps before and behind the cut are both at least this similar (cosine) only the best is retrieved; above 1: all may be."""
+    overlap: bool = True
+    """Chunks that one retrieval brings may share steps. Where what is worth most was found at one place and then at another, two chunks that may not are more likely
+    to hold both."""
     empty: float = 0.1
     """Objective dt: share of training windows whose memory is empty. Elsewhere it is where a history begins."""
     query_dropout: float = 0.2

@@ -124,7 +124,8 @@ def candidates(n=4, l=7, width=3, seed=0):
     relevance[1:2, 3:] = -np.inf
     relevance[2:3] = -np.inf
     keys, futures = unit(rng.normal(size=(2, n, l, width)))
-    return Candidates(relevance, rng.random((n, l)), keys, futures), unit(rng.normal(size=(n, 5, width)))
+    end = 2 * CHUNK + CHUNK * rng.permuted(np.tile(np.arange(l), (n, 1)), axis=1)
+    return Candidates(relevance, rng.random((n, l)), keys, futures, end), unit(rng.normal(size=(n, 5, width)))
 
 
 def test_the_best_is_the_one_with_the_highest_sum_of_scaled_relevance_and_utility():
@@ -157,11 +158,22 @@ def test_of_twins_the_best_alone_is_chosen():
     assert set(select(found, parts, replace(CONFIG, k=7, twin=1.1))[0].tolist()) == set(range(7))
 
 
+def test_chunks_of_one_retrieval_share_no_steps_where_they_may_not():
+    found, parts = candidates(n=1)
+    order = np.argsort(found.end[0])  # one after the other in a life
+    found.utility[0, order] = [0.3, 0.9, 1.0, 0.8, 0.5, 0.4, 0.6]
+    options = replace(CONFIG, k=7, utility=100.0, twin=1.1)
+    apart = select(found, parts, replace(options, overlap=False))[0]
+    assert apart.tolist() == [*order[[2, 6, 4, 0]], -1, -1, -1]
+    found.end[:] = 0  # of lives that are over nobody knows
+    assert set(select(found, parts, replace(options, overlap=False))[0].tolist()) == set(range(7))
+
+
 def test_a_covering_set_covers_what_the_best_one_leaves_open():
     parts = np.eye(3, dtype=np.float32)[None, [0, 0, 1]]  # the query saw state 0 twice and state 1 once
     keys = np.stack([np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]])
     keys[0, 1] = [0.99, 0, 0.14]  # nearly the first again
-    found = Candidates(np.array([[0.9, 0.89, 0.6, 0.0]]), np.zeros((1, 4)), keys, -keys)
+    found = Candidates(np.array([[0.9, 0.89, 0.6, 0.0]]), np.zeros((1, 4)), keys, -keys, np.zeros((1, 4), int))
     assert select(found, parts, replace(CONFIG, selection="coverage", twin=1.1))[0].tolist() == [0, 2]
     assert select(found, parts, replace(CONFIG, selection="top", twin=1.1))[0].tolist() == [0, 1]
     assert select(found, parts, replace(CONFIG, selection="diverse", twin=1.1))[0].tolist() == [0, 2]
@@ -170,7 +182,7 @@ def test_a_covering_set_covers_what_the_best_one_leaves_open():
 def test_in_a_sequence_the_next_chunk_begins_as_the_one_before_goes_on():
     keys = np.eye(4, dtype=np.float32)[None]
     futures = keys[:, [3, 0, 0, 1]]  # chunk 0 goes on as chunk 3 begins, and 3 as 1
-    found = Candidates(np.array([[0.9, 0.8, 0.7, 0.1]]), np.zeros((1, 4)), keys, futures)
+    found = Candidates(np.array([[0.9, 0.8, 0.7, 0.1]]), np.zeros((1, 4)), keys, futures, np.zeros((1, 4), int))
     config = replace(CONFIG, k=3, selection="sequential")
     assert select(found, np.zeros((1, 1, 4), np.float32), config)[0].tolist() == [0, 3, 1]
 
@@ -201,6 +213,40 @@ def test_a_life_retrieves_chunks_of_its_own_from_before_the_window(tmp_path):
                 number += 1
     assert number > 100
     assert np.array_equal(retrieved.position[0, 0], np.tile(np.arange(2 * CHUNK), 2))
+
+
+@pytest.mark.parametrize("kind", ["life", "pool"])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_training_knows_which_chunks_share_steps(tmp_path, kind, overlap):
+    histories = lives(episodes=16)
+    store = store_of(tmp_path, histories)
+    config = replace(CONFIG, k=3, candidates=20, twin=1.1, overlap=overlap)
+    memory = LifeMemory(store, config, ENCODER) if kind == "life" else TrajectoryMemory(store, config, ENCODER, 0)
+    retrieved = memory.retrieve(windows_at(store, histories, 4), np.random.default_rng(0)).retrieved
+    assert retrieved is not None
+    shared = 0
+    for b, r in np.argwhere(retrieved.valid.all(-1)).tolist():
+        places = []
+        for k in range(3):
+            span = slice(k * 2 * CHUNK, (k + 1) * 2 * CHUNK)
+            steps = retrieved.observation[b, r, span], retrieved.action[b, r, span]
+            places += [1000 * n + cut for n, history in enumerate(histories) for cut in cuts_of(history, *steps)]
+        shared += np.diff(np.sort(places)).min() < 2 * CHUNK
+    assert bool(shared > 20) is bool(shared) is overlap
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_lane_knows_which_chunks_share_steps(overlap):
+    histories = lives(episodes=16)
+    memory = LaneMemory(3, replace(CONFIG, k=3, candidates=20, overlap=overlap), ENCODER)
+    least = []
+    for t in range(60):
+        memory.add(step_of(histories, t))
+        lanes = np.arange(3)
+        ids = search(memory, lanes, t)[:, 0]
+        if (ids >= 0).all():
+            least += np.diff(np.sort(memory.end[lanes[:, None], ids])).min(1).tolist()
+    assert bool(min(least) < 2 * CHUNK) is overlap
 
 
 def test_what_comes_later_changes_no_retrieval(tmp_path):

@@ -142,6 +142,7 @@ class LaneMemory:
             utility.reshape(flat.shape),
             self.keys[owners, flat],
             self.futures[owners, flat],
+            self.end[owners, flat],
         )
         chosen = select(candidates, parts.reshape(-1, *parts.shape[2:]), config)
         found = np.where(chosen >= 0, np.take_along_axis(flat, np.maximum(chosen, 0), 1), -1)

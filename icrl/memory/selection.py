@@ -26,6 +26,7 @@ class Candidates(NamedTuple):
     utility: Array  # (n, l)
     keys: Array  # (n, l, E) of the steps before the cut, unit length
     futures: Array  # (n, l, E) of the steps behind it
+    end: Array  # (n, l) the step behind the chunk, counted so that chunks of different lives are far apart; 0 where nobody knows
 
 
 def select(candidates: Candidates, parts: Array, config: MemoryConfig) -> Array:
@@ -55,6 +56,9 @@ def select(candidates: Candidates, parts: Array, config: MemoryConfig) -> Array:
         free[rows, best] = False
         like = _like(candidates.keys, best), _like(candidates.futures, best)  # (n, l) each
         free &= ~((like[0] >= config.twin) & (like[1] >= config.twin) & found[:, None])
+        if not config.overlap:
+            beside = np.abs(candidates.end - candidates.end[rows, best][:, None]) < 2 * config.chunk
+            free &= ~(beside & (candidates.end > 0) & found[:, None])
         if likeness is not None:
             covered = np.maximum(covered, likeness[rows, :, best])
         elif config.selection == "diverse":

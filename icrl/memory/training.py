@@ -112,7 +112,7 @@ class LifeMemory:
         utility = self.lives.utility(
             history[:, None, None], ids, self.config.chunk, asks[:, :, None], worth=self.config.worth
         )
-        columns = (relevance, utility, self.keys[segment], self.keys[segment + 1])
+        columns = (relevance, utility, self.keys[segment], self.keys[segment + 1], (ids + 2) * self.config.chunk)
         chosen, utility = _select(Candidates(*(_flat(column) for column in columns)), _flat(parts), self.config)
         found = np.where(chosen >= 0, np.take_along_axis(_flat(ids), np.maximum(chosen, 0), 1), -1)
         cuts[some] = np.where(found >= 0, (found + 1) * self.config.chunk, -1).reshape(cuts[some].shape)
@@ -204,7 +204,11 @@ class TrajectoryMemory(LifeMemory):
         relevance, ids, barred = (np.take_along_axis(a, order, 1) for a in (relevance, ids, barred))
         same_task = self.store.task[self.owner[ids]] == window.task[rows, None]
         candidates = Candidates(
-            np.where(barred, -np.inf, relevance), same_task.astype(float), self.pool_keys[ids], self.pool_futures[ids]
+            np.where(barred, -np.inf, relevance),
+            same_task.astype(float),
+            self.pool_keys[ids],
+            self.pool_futures[ids],
+            self.lives.first[self.owner[ids]] + self.cut[ids] + self.config.chunk,
         )
         chosen, _ = _select(candidates, parts, self.config)
         found[rows, columns] = np.where(chosen >= 0, np.take_along_axis(ids, np.maximum(chosen, 0), 1), -1)

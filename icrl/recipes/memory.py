@@ -134,8 +134,9 @@ def large_keydoor_window() -> Recipe:
 
 _OWN_LIFE = MemoryConfig(k=3)
 _THE_WAY = MemoryConfig(
-    k=2, every=50, candidates=200, utility=100.0, worth="onward", arrivals=True, repeats=False
-)  # what leads to most, wherever in a life of ten episodes it was seen
+    k=2, every=50, candidates=200, utility=100.0, worth="onward", overlap=False, arrivals=True, repeats=False
+)
+"""The key and the door, wherever in a life of ten episodes they were found."""
 
 
 def _in_large_room(function: Callable[[], Recipe], family: str, memory: MemoryConfig) -> Recipe:
