@@ -79,7 +79,7 @@ class Context:
         if not self.columns:
             return np.zeros(len(self.lengths), bool)
         held = np.arange(self.window) < self.lengths[:, None]
-        return ((np.asarray(self.columns["reward"]) > 0) & held).any(1)
+        return np.any((np.asarray(self.columns["reward"]) > 0) & held, axis=1)
 
     def forget(self, lanes: Array) -> None:
         """Empty the windows of some lanes, whose lives go on."""

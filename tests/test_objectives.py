@@ -660,8 +660,9 @@ def test_icee_learns_no_action_of_an_episode_that_has_earned_all_it_can(low):
         return_to_go=np.where(over, np.float32(0), window.return_to_go),
     )
     whole, part = (loss_of("icee", policy, w, corrected=True, improving_weight=3.0) for w in (window, cut(window, 9)))
+    of_actions = [out.loss - out.metrics["return_loss"] for out in (whole, part)]
     alike = [
-        torch.allclose(*(out.loss - out.metrics["return_loss"] for out in (whole, part))),
+        torch.allclose(of_actions[0], of_actions[1]),
         whole.metrics["effective_sample"].item() == pytest.approx(part.metrics["effective_sample"].item()),
     ]
     assert alike == [low == 0] * 2
