@@ -345,7 +345,10 @@ class _StopRequest:
 
 @contextmanager
 def prefetched(sampler: WindowSampler, start: int, stop: int, batch_size: int) -> Iterator[Iterator[Window]]:
-    """Windows of steps ``start`` to ``stop``, each drawn by one background thread while the step before it trains."""
+    """Windows of steps ``start`` to ``stop``, each drawn by one background thread while the step before it trains.
+
+    Torch has one thread there: two pools of threads would hold each other up.
+    """
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
 
         def windows() -> Iterator[Window]:
